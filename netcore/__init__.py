@@ -1,0 +1,137 @@
+"""An event bus that teams extend instead of replacing.
+
+Producers `ingest` into sharded in-memory rings without blocking; one worker a shard hands batches
+to an *adapter*; consumers `poll` it by cursor, merged across shards in causal order. Adapters,
+backpressure policies, scaling policies, filters and observers are plugins (`netcore.plugins.spec`).
+
+    async with EventBus(EventBusConfig(shards=4)) as bus:
+        bus.ingest({"token": "hello"})
+        await bus.flush()
+        page = await bus.poll(ConsumeRequest(100, start="earliest"))
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from netcore.bus import EventBus
+from netcore.config import AdapterConfig, BatchConfig, EventBusConfig, ScalingConfig, mask_credentials
+from netcore.consume.request import ConsumeRequest, ConsumeResponse
+from netcore.contracts.adapter import (
+    Adapter,
+    AdapterContext,
+    Batch,
+    Capabilities,
+    Gap,
+    Health,
+    ReadRequest,
+    ShardPage,
+    Stream,
+)
+from netcore.contracts.filters import EventFilter, Matcher
+from netcore.contracts.policies import (
+    AddShards,
+    BackpressurePolicy,
+    FullShard,
+    NoChange,
+    RemoveShards,
+    ScalingDecision,
+    ScalingPolicy,
+    Verdict,
+)
+from netcore.errors import (
+    AdapterClosedError,
+    AdapterError,
+    AdapterRefusedError,
+    BackpressureError,
+    ClosedError,
+    ConfigError,
+    CursorError,
+    FatalAdapterError,
+    FilterError,
+    FlushTimeoutError,
+    IngestError,
+    NetcoreError,
+    PayloadError,
+    PluginError,
+    PluginNotFoundError,
+    ScalingError,
+    TransientAdapterError,
+)
+from netcore.events import Event, IndexedEvent, RawEvent, StoredEvent
+from netcore.plugins.spec import hookimpl
+from netcore.stats import EventBusStats, IngestSummary, ScalingRecord, ShardStats, ShutdownReport
+
+if TYPE_CHECKING:
+    from net_filter_jsonpath import Filter, FilterBuilder
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Adapter",
+    "AdapterClosedError",
+    "AdapterConfig",
+    "AdapterContext",
+    "AdapterError",
+    "AdapterRefusedError",
+    "AddShards",
+    "BackpressureError",
+    "BackpressurePolicy",
+    "Batch",
+    "BatchConfig",
+    "Capabilities",
+    "ClosedError",
+    "ConfigError",
+    "ConsumeRequest",
+    "ConsumeResponse",
+    "CursorError",
+    "Event",
+    "EventBus",
+    "EventBusConfig",
+    "EventBusStats",
+    "EventFilter",
+    "FatalAdapterError",
+    "Filter",
+    "FilterBuilder",
+    "FilterError",
+    "FlushTimeoutError",
+    "FullShard",
+    "Gap",
+    "Health",
+    "IndexedEvent",
+    "IngestError",
+    "IngestSummary",
+    "Matcher",
+    "NetcoreError",
+    "NoChange",
+    "PayloadError",
+    "PluginError",
+    "PluginNotFoundError",
+    "RawEvent",
+    "ReadRequest",
+    "RemoveShards",
+    "ScalingConfig",
+    "ScalingDecision",
+    "ScalingError",
+    "ScalingPolicy",
+    "ScalingRecord",
+    "ShardPage",
+    "ShardStats",
+    "ShutdownReport",
+    "StoredEvent",
+    "Stream",
+    "TransientAdapterError",
+    "Verdict",
+    "hookimpl",
+    "mask_credentials",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Resolve `Filter` and `FilterBuilder` to the installed filter plugin, on first use."""
+    if name in ("Filter", "FilterBuilder"):
+        from netcore.plugins.manager import default_manager
+
+        language: Any = default_manager().registry.filter("jsonpath")
+        return language if name == "Filter" else language.Builder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

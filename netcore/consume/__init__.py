@@ -1,0 +1,1 @@
+"""Adapter to consumer: `cursor` remembers, `merger` orders, `subscription` follows."""

@@ -1,0 +1,1 @@
+"""What plugins implement. Import these names from `netcore`."""

@@ -1,0 +1,1 @@
+"""Ring to adapter: `batcher` cuts batches, `dispatcher` gets them stored."""

@@ -1,0 +1,1 @@
+"""Producer to ring: `clock` stamps, `router` picks, `ring` keeps, `shard` ties one ring to its worker."""

@@ -1,0 +1,1 @@
+"""Changing the number of shards: `resharding` does it, `monitor` decides when."""

@@ -1,0 +1,1 @@
+"""A brokerless, replicated, encrypted event mesh on ZeroMQ."""

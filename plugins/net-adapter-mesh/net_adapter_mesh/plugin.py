@@ -1,0 +1,1 @@
+"""What netcore finds through the entry point `mesh`."""
