@@ -220,7 +220,7 @@ def _registered_in_code(plugins: Sequence[object]) -> Iterator[Record]:
         if any(plugin is other for other in seen):
             continue
         seen.append(plugin)
-        name = getattr(plugin, "__name__", None) or type(plugin).__qualname__
+        name = getattr(plugin, "__name__", None) or type(plugin).__name__
         try:
             hooks, offers = vet(plugin, name)
         except Exception as error:

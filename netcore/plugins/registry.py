@@ -188,7 +188,7 @@ class Registry:
     def _missing(self, group: Group, name: object) -> PluginNotFoundError:
         """Word the error for a name that nobody provides."""
         if not isinstance(name, str):
-            return PluginNotFoundError(f"the name of a {group.noun} is a str, not {name!r}")
+            return PluginNotFoundError(f"{group.noun}: the name must be a str, not {name!r}")
         distribution = group.official.get(name)
         suspects = self._suspects(name, distribution)
         said = f"no installed plugin provides the {group.noun} {name!r}"
