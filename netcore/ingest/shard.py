@@ -15,24 +15,7 @@ from netcore.ingest.ring import FlushMark, Ring
 from netcore.runtime import Signal
 from netcore.stats import ShardStats
 
-__all__ = ["Fence", "Shard"]
-
-
-class Fence:
-    """Keeps a key's order across a move: events from `position` on wait until `passed`.
-
-    Attributes:
-        position: ring position of the first event that must wait.
-        passed: whether the donors' earlier events are settled.
-        deadline: monotonic time after which nobody waits any longer.
-    """
-
-    __slots__ = ("deadline", "passed", "position")
-
-    def __init__(self, position: int, passed: Callable[[], bool], deadline: float) -> None:
-        self.position = position
-        self.passed = passed
-        self.deadline = deadline
+__all__ = ["Shard"]
 
 
 class Shard:
@@ -52,7 +35,6 @@ class Shard:
         "batches",
         "dead_lettered",
         "dispatched",
-        "fences",
         "held",
         "id",
         "last_batch_ms",
@@ -81,7 +63,6 @@ class Shard:
         self.added_at: Final = time.monotonic()
         self.held: list[IndexedEvent] = []
         """Taken from the ring and not yet settled, oldest first."""
-        self.fences: list[Fence] = []
         self.next_seq = 0
         self.dispatched = self.dead_lettered = self.lost = self.batches = self.retries = 0
         self.last_batch_ms = 0.0
