@@ -12,7 +12,7 @@ from netcore.errors import PayloadError
 from netcore.events import Event, RawEvent
 from netcore.stats import IngestSummary
 
-__all__ = ["Accepted", "Key", "Summary", "bad_key", "encoded", "normalise", "route_hash"]
+__all__ = ["Accepted", "Key", "Summary", "encoded", "key_hash", "normalise", "route_hash"]
 
 route_hash: Final[Callable[[Any], int]] = xxhash.xxh3_64_intdigest
 """Hash a key or payload: xxh3_64, the same in every process and on every machine."""
@@ -54,9 +54,12 @@ class Summary:
         )
 
 
-def bad_key(key: object) -> PayloadError:
-    """Word the error for a key that cannot be hashed."""
-    return PayloadError(f"key must be str, bytes or None, not {type(key).__name__}: {key!r:.60}")
+def key_hash(key: object) -> int:
+    """Hash a key; text counts as its UTF-8 bytes."""
+    try:
+        return route_hash(key.encode() if isinstance(key, str) else key)
+    except (TypeError, ValueError):
+        raise PayloadError(f"key must be str, bytes or None, not {type(key).__name__}: {key!r:.60}") from None
 
 
 def encoded(event: object) -> bytes:
@@ -87,8 +90,5 @@ def normalise(event: object, key: Key) -> tuple[bytes, int]:
             "use Event.from_str for JSON text, or ingest for objects"
         )
     if key is not None:
-        try:
-            return data, route_hash(key)
-        except TypeError:
-            raise bad_key(key) from None
+        return data, key_hash(key)
     return data, route_hash(data) if hash_ is None else hash_
