@@ -62,8 +62,9 @@ class UtilizationPolicy(ScalingPolicy):
     def decide(self, stats: EventBusStats, /) -> ScalingDecision:
         """Compare the shards' mean load with the band; `reason` says what crossed what."""
         shards = [shard for shard in stats.shards if not shard.leaving]
-        fresh = [shard for shard in shards if shard.age_s < self.warm_up_s]
-        if stats.scaling and fresh:
+        added = {shard for record in stats.scaling for shard in record.added}
+        fresh = [shard for shard in shards if shard.id in added and shard.age_s < self.warm_up_s]
+        if fresh:
             return NoChange(f"{len(fresh)} shards are younger than warm_up_s={self.warm_up_s:g}")
         loads = {shard.id: _load(shard) for shard in shards if shard.window is not None}
         if len(loads) < len(shards) or min(_seconds(shard) for shard in shards) < self.min_looks_s:
