@@ -80,6 +80,19 @@ async def test_waiting_poll_meets_its_deadline_though_the_adapter_waits_for_ever
         assert 0.2 <= time.monotonic() - began < 0.6
 
 
+async def test_waiting_subset_poll_meets_its_deadline_though_other_shards_hang(anyio_backend: str) -> None:
+    """What is of no interest may not keep it."""
+    store = AsyncStore()
+    store.put(0, 1)
+    store.put(1, 2)
+    async with lab(store) as bench:
+        first = await bench.poll(shards=[1])
+        store.faults["bounds"] = anyio.sleep_forever
+        began = time.monotonic()
+        await bench.poll(cursor=first.cursor, shards=[1], wait=0.2)
+        assert 0.2 <= time.monotonic() - began < 0.8
+
+
 async def test_waiting_poll_woken_early_again_and_again_does_not_spin(anyio_backend: str) -> None:
     """Early wakes are allowed to adapters, and cost little."""
     store = Store()
