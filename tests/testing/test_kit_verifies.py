@@ -12,7 +12,6 @@ import pytest
 from kit_broken import BROKEN, GOOD
 from kit_store import StoreAdapter
 
-
 pytestmark = pytest.mark.timeout(400)  # the first test waits for the nested run
 
 
