@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import anyio
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from netcore.builtin.memory import MemoryAdapter, MemoryConfig
@@ -94,6 +94,7 @@ def test_memory_with_any_batches_equals_a_list(
 
 @settings(max_examples=60, deadline=None, database=None)
 @given(stamps=st.lists(st.integers(0, 40), min_size=1, max_size=60), ts=st.integers(0, 41))
+@example(stamps=[40] * 5 + [0] * 60 + [7], ts=5)  # the greatest is trimmed
 def test_memory_seek_finds_the_first_event_at_or_after_a_time(stamps: list[int], ts: int) -> None:
     """Whatever the order of timestamps, nothing older than needed is skipped too far: it is exact."""
 
