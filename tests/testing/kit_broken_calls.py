@@ -185,7 +185,7 @@ class ClosesOnlyWhenAnswered(StoreAdapter):
     )
 
     async def close(self) -> None:
-        while self.store.away:  # noqa: ASYNC110  # a defect on purpose
+        while self.store.away:  # a defect on purpose
             await anyio.sleep(0.01)
         await super().close()
 

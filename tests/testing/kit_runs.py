@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 from kit_broken import BROKEN, GOOD
-from kit_store import POISON, Store, StoreAdapter, StoreConfig
+from kit_store import ANY, POISON, Store, StoreAdapter, StoreConfig
 
 from netcore.testing.contract import AdapterContract
 
@@ -18,7 +18,7 @@ class StoreContract(AdapterContract):
 
     adapter_class: ClassVar[type[StoreAdapter]]
     retention: ClassVar = {"max_events": 20}
-    patience_s = 0.5
+    patience_s = 0.75
 
     def poison(self, adapter: Any) -> bytes:
         return POISON
@@ -46,6 +46,9 @@ class StoreContract(AdapterContract):
 
 for _adapter in (*GOOD, *BROKEN):
     _members: dict[str, Any] = {"adapter_class": _adapter, "__module__": __name__}
+    # The clauses on payloads are a third of the time: not for those that leave payloads alone.
     if _adapter is not StoreAdapter and _adapter.code is StoreAdapter.code:
-        _members["test_payload_comes_back_identical"] = None  # saves a quarter of the time
+        _members["test_payload_comes_back_identical"] = None
+        if f"test_{ANY}" not in _adapter.fails and not _adapter.broad:
+            _members[f"test_{ANY}"] = None
     globals()[f"Test{_adapter.__name__}"] = type(f"Test{_adapter.__name__}", (StoreContract,), _members)
