@@ -66,15 +66,18 @@ def _conditions(node: Node) -> Iterator[Condition]:
 
 
 def _refused(node: Node, undecodable: Callable[[], bool]) -> Refused:
-    """Return the slow second look at what the decoder refused."""
-    whole = (Route((), split(condition.path)) for condition in _conditions(node))
-    predicate = _predicate(node, whole)
+    """Return the slow second look at what the decoder refused; built when it is first needed."""
+    predicate: Predicate | None = None
 
     def refused(raw: bytes, cause: Exception) -> bool:
+        nonlocal predicate
         try:
             document = decode_refused(raw, cause)
         except NotJSONError:
             return undecodable()
+        if predicate is None:
+            whole = (Route((), split(condition.path)) for condition in _conditions(node))
+            predicate = _predicate(node, whole)
         return predicate(document)
 
     return refused
