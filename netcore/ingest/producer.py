@@ -135,10 +135,11 @@ class Producer:
         Raises:
             PayloadError: `events` is a single event (a dict, text, bytes); nothing was accepted.
         """
-        if isinstance(events, dict | str | bytes | bytearray | RawEvent | Event):
+        if isinstance(events, dict | str | bytes | bytearray | memoryview | RawEvent | Event):
             raise PayloadError("ingest_many takes a sequence of events; use ingest for one")
         summary = Summary()
-        for index, event in enumerate(events):
+        # Looked at as a whole first: an iterable that raises midway raises before anything is accepted.
+        for index, event in enumerate(list(events)):
             summary.add(index, self.ingest, event)
         return summary.finish()
 
@@ -282,7 +283,11 @@ class Producer:
         """Use the room that was granted; None if there is none: the ring is sealed, or the key moved."""
         with ring.lock:
             here = self._router.routes[route & MASK][0].ring is ring and not ring.sealed
-            accepted = self._push(ring, data) if ring.leave(waiter) and here else None
+            accepted = None
+            if ring.leave(waiter) and here:
+                if ring.depth >= ring.capacity:  # an evicting newcomer found nothing to evict but this room
+                    ring.evict()
+                accepted = self._push(ring, data)
             ring.grant()
             return accepted
 
