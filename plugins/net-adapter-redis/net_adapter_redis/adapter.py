@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 __all__ = ["RedisAdapter"]
 
 
-
 class RedisAdapter(Adapter[RedisConfig]):
     """Stores events in Redis Streams, one a shard, each batch in one atomic step.
 
@@ -116,9 +115,7 @@ class RedisAdapter(Adapter[RedisConfig]):
         await self._registry.refresh()
         return [Stream(shard) for shard in sorted(self._registry.known)]
 
-    async def read(
-        self, stream: Stream, after: str | None, limit: int, snapshot: object = None
-    ) -> ShardPage:
+    async def read(self, stream: Stream, after: str | None, limit: int, snapshot: object = None) -> ShardPage:
         """Return what stands after a position; see `Adapter.read`."""
         [page] = await self.read_many([ReadRequest(stream, after, limit)], snapshot)
         if isinstance(page, Exception):
@@ -242,9 +239,7 @@ class RedisAdapter(Adapter[RedisConfig]):
         if state.first is None or target <= state.first[0]:
             return str(state.earliest)
         link, doing = session.network.reader(key), f"read {key.decode()}"
-        [found] = await session.ask(
-            link, command("XREVRANGE", key, f"{target}-0", "-", "COUNT", 1), 1, doing
-        )
+        [found] = await session.ask(link, command("XREVRANGE", key, f"{target}-0", "-", "COUNT", 1), 1, doing)
         if isinstance(found, Exception):
             raise session.failure(found, doing, link) from found
         if not found:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any, Final, Literal
 from urllib.parse import parse_qsl, urlsplit
 
@@ -144,7 +143,8 @@ class RedisConfig(AdapterConfig, frozen=True, kw_only=True, tag="redis", repr_om
         """Return those of the `ssl_*` fields that are set."""
         return {name: value for name in _TLS if (value := getattr(self, name)) is not None}
 
-    def __rich_repr__(self) -> Iterator[tuple[str, Any]]:
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        shown: list[tuple[str, Any]] = []
         for field in msgspec.structs.fields(self):
             value = getattr(self, field.name)
             if value == field.default:
@@ -153,7 +153,8 @@ class RedisConfig(AdapterConfig, frozen=True, kw_only=True, tag="redis", repr_om
                 value = "***"
             elif field.name == "url":
                 value = mask_credentials(value)
-            yield field.name, value
+            shown.append((field.name, value))
+        return shown
 
     def __repr__(self) -> str:
         return f"RedisConfig({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"

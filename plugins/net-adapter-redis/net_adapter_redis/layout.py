@@ -67,7 +67,7 @@ def encode_events(batch: Batch) -> list[bytes]:
     shard, events = batch.shard, batch.events
     source = b"%b:%d:%d:" % (batch.producer.encode(), shard, batch.first_seq)
     stamps = [event.ts for event in events]
-    usual = _EPOCH_FROM <= min(stamps) and max(stamps) < _EPOCH_FROM * 10
+    usual = min(stamps) >= _EPOCH_FROM and max(stamps) < _EPOCH_FROM * 10
     fixed = len(b'{"r":,"t":,"s":}') + len(str(shard)) + (19 if usual else 0)
     pieces: list[bytes] = []
     low, digits = 0, 1

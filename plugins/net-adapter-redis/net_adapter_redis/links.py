@@ -106,7 +106,7 @@ class Link:
                 request = _Request(replies, asyncio.get_running_loop().create_future())
                 self._requests.append(request)
                 # Nothing may suspend between these two lines: the queue is the order of sending.
-                await connection.send_packed_command([data], check_health=False)  # type: ignore[list-item]
+                await connection.send_packed_command([data], check_health=False)
                 return await request.future
         except TimeoutError as error:
             late = redis_errors.TimeoutError(f"no answer within {limit:g} s")
@@ -157,7 +157,7 @@ class Link:
         connection = self._make()
         try:
             async with asyncio.timeout(self._timeout):
-                await connection.connect()
+                await connection.connect()  # type: ignore[no-untyped-call]
         except TimeoutError as error:
             await connection.disconnect(nowait=True)
             raise redis_errors.TimeoutError(f"no connection within {self._timeout:g} s") from error

@@ -32,7 +32,9 @@ async def check_server(session: Session, timeout: float) -> None:
     try:
         async with asyncio.timeout(timeout):
             link = network.writer(session.keys.registry)
-            info = await link.call(b"".join(command("INFO", part) for part in ("server", "cluster", "memory")), 3)
+            info = await link.call(
+                b"".join(command("INFO", part) for part in ("server", "cluster", "memory")), 3
+            )
             _check(session, address, [reply for reply in info if isinstance(reply, bytes)])
             await network.learn_slots()
             for reply in info:  # a right that may be missing: then nothing can be checked
@@ -58,7 +60,9 @@ def _check(session: Session, address: str, parts: list[bytes]) -> None:
     if clustered == "1" and not session.config.cluster:
         raise AdapterRefusedError(f"open: Redis at {address} is a member of a cluster: set cluster=True")
     if clustered == "0" and session.config.cluster:
-        raise AdapterRefusedError(f"open: Redis at {address} is no member of a cluster: leave cluster=True out")
+        raise AdapterRefusedError(
+            f"open: Redis at {address} is no member of a cluster: leave cluster=True out"
+        )
     policy = facts.get("maxmemory_policy", "noeviction")
     if policy != "noeviction" and facts.get("maxmemory", "0") != "0":
         session.logger.warning(

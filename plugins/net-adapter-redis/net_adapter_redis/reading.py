@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from net_adapter_redis.layout import PackedBatch, decode_run, decode_slice, event_from, unpack
-from net_adapter_redis.positions import BEGINNING, Position, entry_id
+from net_adapter_redis.positions import Position, entry_id
 from net_adapter_redis.resp import command
 from netcore.contracts.adapter import Gap, ReadRequest, ShardPage
 from netcore.events import StoredEvent
@@ -289,7 +289,11 @@ class Scan:
             position = self._position
             stop = min(end, start + self._left)
             taken = decode_run(
-                entries[start:stop], self.request.stream.shard, position.count, position.incarnation, self._events
+                entries[start:stop],
+                self.request.stream.shard,
+                position.count,
+                position.incarnation,
+                self._events,
             )
             if taken:
                 self._left -= taken

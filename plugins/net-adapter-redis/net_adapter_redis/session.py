@@ -33,7 +33,9 @@ class Session:
 
     __slots__ = ("config", "counts", "drift_ms", "keys", "logger", "lone_registry", "network")
 
-    def __init__(self, config: RedisConfig, network: Network, logger: logging.Logger, drift_ms: float) -> None:
+    def __init__(
+        self, config: RedisConfig, network: Network, logger: logging.Logger, drift_ms: float
+    ) -> None:
         self.config = config
         self.keys = Keys(config.prefix)
         self.network = network

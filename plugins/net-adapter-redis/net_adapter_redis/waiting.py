@@ -71,7 +71,9 @@ class Waiter:
                 return
             # One key of a wrong type spoils the whole read: leave it out, reads will report it.
             types = await link.call(b"".join(command("TYPE", key) for key, _ in targets), len(targets))
-            sound = [target for target, kind in zip(targets, types, strict=True) if kind in (b"stream", b"none")]
+            sound = [
+                target for target, kind in zip(targets, types, strict=True) if kind in (b"stream", b"none")
+            ]
             if len(sound) == len(targets) or not await self._read_blocking(link, sound, until):
                 raise redis_errors.ResponseError("XREAD is refused")
         finally:

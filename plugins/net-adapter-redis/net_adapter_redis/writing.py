@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -18,9 +19,12 @@ from net_adapter_redis.session import Session
 from netcore.contracts.adapter import Batch
 from netcore.errors import AdapterError, AdapterRefusedError, FatalAdapterError, TransientAdapterError
 
-__all__ = ["MAX_PAYLOAD_BYTES", "Writer"]
+__all__ = ["Writer"]
 
-MAX_PAYLOAD_BYTES: Final = 256 << 20
+_MAX_PAYLOAD_BYTES: Final = 256 << 20
+_AROUND: Final = 256  # what an entry holds beside its payload
+_raw: Final = attrgetter("raw")
+_ts: Final = attrgetter("ts")
 _RUN: Final = bulk(b"EVALSHA") + bulk(SHA)
 _LOAD_AND_RUN: Final = bulk(b"EVAL") + bulk(SCRIPT)
 
@@ -40,14 +44,19 @@ class _Acknowledged(msgspec.Struct):
 
 
 class Writer:
-    """Runs the script that stores a batch, and notices when the server forgot an earlier one."""
+    """Runs the script that stores a batch, and notices when the server forgot an earlier one.
 
-    __slots__ = ("_acknowledged", "_registry", "_session", "_settings")
+    Attributes:
+        largest: bytes of the largest payload that the server takes.
+    """
+
+    __slots__ = ("_acknowledged", "_registry", "_session", "_settings", "largest")
 
     def __init__(self, session: Session, registry: Registry) -> None:
         config = session.config
         self._session = session
         self._registry = registry
+        self.largest = _MAX_PAYLOAD_BYTES
         self._acknowledged: dict[int, _Acknowledged] = {}
         self._settings = (
             bulk(b"%d" % (config.max_events or 0)) + bulk(b"%d" % int((config.max_age_s or 0) * 1000)),
@@ -56,19 +65,25 @@ class Writer:
         )
 
     async def load(self) -> None:
-        """Hand the script to the server.
+        """Hand the script to the server, and learn how large a value it takes.
 
         Raises:
             AdapterError: it can't be had, or refuses.
         """
         link = self._session.network.writer(self._session.keys.registry)
-        [reply] = await self._session.ask(link, command("SCRIPT", "LOAD", SCRIPT), 1, "load the script")
-        if isinstance(reply, Exception):
-            raise self._session.failure(reply, "load the script", link) from reply
+        data = command("SCRIPT", "LOAD", SCRIPT) + command("CONFIG", "GET", "proto-max-bulk-len")
+        loaded, limit = await self._session.ask(link, data, 2, "load the script")
+        if isinstance(loaded, Exception):
+            raise self._session.failure(loaded, "load the script", link) from loaded
+        # A larger one would cost the connection, maybe before the error is read. Not every account
+        # may ask; then the usual limit is assumed.
+        if isinstance(limit, list) and len(limit) == 2:
+            self.largest = min(self.largest, int(limit[1]) - _AROUND)
 
     async def append(self, batch: Batch) -> None:
         """Store `batch` as the adapter's contract says."""
-        if max(len(event.raw) for event in batch.events) > MAX_PAYLOAD_BYTES:
+        whole = len(batch.events)
+        if max(map(len, map(_raw, batch.events))) > self.largest:
             await self._refuse_content(batch)
             return
         for _ in range(3):
@@ -82,6 +97,7 @@ class Writer:
         else:
             raise TransientAdapterError(f"append to shard {batch.shard}: attempts of one batch overlap")
         self._settle(batch, stored, None if before is None else int(before), incarnation)
+        self._session.counts["duplicates"] += whole - stored
         if batch.shard not in self._registry.known or self._session.lone_registry:
             await self._registry.tell(batch.shard)
 
@@ -108,7 +124,11 @@ class Writer:
     def _arguments(self, batch: Batch) -> tuple[bytes, bytes]:
         """Return what stands before and behind the name of the command's script."""
         session, config, shard = self._session, self._session.config, batch.shard
-        keys = [session.keys.stream(shard), session.keys.mark(shard, batch.producer), session.keys.meta(shard)]
+        keys = [
+            session.keys.stream(shard),
+            session.keys.mark(shard, batch.producer),
+            session.keys.meta(shard),
+        ]
         if not session.lone_registry:
             keys.append(session.keys.registry)
         if config.layout == "packed":
@@ -117,10 +137,15 @@ class Writer:
         else:
             entries = encode_events(batch)
             count = 2 * len(entries)
-        newest = max([event.ts for event in batch.events]) // 1_000_000
+        newest = max(map(_ts, batch.events)) // 1_000_000
         limits, ttl, layout = self._settings
         head = [bulk(b"%d" % len(keys)), *map(bulk, keys), bulk(b"%d" % batch.first_seq)]
-        head += [bulk(b"%d" % len(batch.events)), ttl, bulk(b"%d" % newest), bulk(secrets.token_hex(4).encode())]
+        head += [
+            bulk(b"%d" % len(batch.events)),
+            ttl,
+            bulk(b"%d" % newest),
+            bulk(secrets.token_hex(4).encode()),
+        ]
         head += [limits, bulk(b"%d" % shard), layout, *entries]
         return array(2 + 1 + len(keys) + 9 + count), b"".join(head)
 
@@ -130,7 +155,6 @@ class Writer:
         end = batch.first_seq + len(batch.events)
         counts["batches"] += 1
         counts["events"] += stored
-        counts["duplicates"] += len(batch.events) - stored
         last = self._acknowledged.get(shard)
         if last is None:
             self._acknowledged[shard] = _Acknowledged(end, batch.first_seq, incarnation)
@@ -158,12 +182,14 @@ class Writer:
         """Raise for a payload that is too large, unless the batch is stored already."""
         session = self._session
         key = session.keys.mark(batch.shard, batch.producer)
-        [mark] = await session.ask(session.network.writer(key), command("GET", key), 1, f"read {key.decode()}")
+        [mark] = await session.ask(
+            session.network.writer(key), command("GET", key), 1, f"read {key.decode()}"
+        )
         if isinstance(mark, bytes) and batch.first_seq + len(batch.events) <= int(mark):
             return
         largest = max(len(event.raw) for event in batch.events)
         raise FatalAdapterError(
-            f"a payload of {largest:,} bytes is too large for Redis: at most {MAX_PAYLOAD_BYTES:,}"
+            f"a payload of {largest:,} bytes is too large for Redis: at most {self.largest:,}"
         )
 
     async def _explain(self, error: Exception, batch: Batch, link: Link, doing: str) -> AdapterError:

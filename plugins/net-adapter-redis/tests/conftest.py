@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
-
 from net_adapter_redis import RedisAdapter, RedisConfig
+
 from netcore.testing.contract import adapter_context
 from netcore.testing.servers import RedisServer
 

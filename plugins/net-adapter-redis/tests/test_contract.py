@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
 import pytest
-
 from net_adapter_redis import RedisAdapter, RedisConfig
+
 from netcore.testing.contract import AdapterContract, MakeAdapter
 from netcore.testing.servers import RedisServer
 
