@@ -213,9 +213,9 @@ class RedisAdapter(Adapter[RedisConfig]):
         session = self._open_session()
         key, meta = session.keys.stream(stream.shard), session.keys.meta(stream.shard)
         link, doing = session.network.reader(key), f"read {key.decode()}"
-        [info, known, oldest, *rest] = await session.ask(link, look(key, meta) + more, 3 + replies, doing)
+        [info, known, *rest] = await session.ask(link, look(key, meta) + more, 2 + replies, doing)
         try:
-            state = state_from(info, known, oldest)
+            state = state_from(info, known)
             for reply in rest:
                 if isinstance(reply, Exception):
                     raise reply

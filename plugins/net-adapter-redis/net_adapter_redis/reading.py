@@ -22,6 +22,7 @@ __all__ = ["Density", "Scan", "StreamState", "look", "state_from"]
 
 _FIRST_LOOK: Final = 8
 _PAGE_BYTES: Final = 16 << 20
+_KEPT_BYTES: Final = 4 << 20
 
 
 class StreamState(msgspec.Struct, frozen=True):
@@ -73,44 +74,40 @@ class StreamState(msgspec.Struct, frozen=True):
         if after.id > self.last or (self.last == (0, 0) and after.id > (0, 0)):
             return True, None  # it lost what had been read: failed over or flushed
         if self.first is not None and after.reaches(self.first):
-            return False, 0
+            return after.left > 0, after.left
         if after.count is not None and after.incarnation == self.incarnation and self.trimmed is not None:
             gone = self.trimmed - after.count
             if gone >= 0:
                 exact = not self.packed or gone == 0
                 return gone > 0 or after.left > 0, gone + after.left if exact else None
-            return False, 0  # deleted by hand further on
+            return after.left > 0, after.left  # deleted by hand further on
         if after.incarnation and after.incarnation != self.incarnation:
             return True, None
         if self.trimmed == 0 and not after.left:
             return False, 0
         if self.first is None:
             return after.id < self.last, None
-        return after.id < self.first, None
+        return after.id < self.first or after.left > 0, None
 
 
 def look(stream: bytes, meta: bytes) -> bytes:
     """Return the commands whose replies `state_from` reads."""
-    return (
-        command("XINFO", "STREAM", stream)
-        + command("HMGET", meta, "inc", "packed", "lead")
-        + command("XRANGE", stream, "-", "+", "COUNT", 1)
-    )
+    return command("XINFO", "STREAM", stream) + command("HMGET", meta, "inc", "packed", "lead")
 
 
-def state_from(info: Any, known: Any, oldest: Any) -> StreamState:
+def state_from(info: Any, known: Any) -> StreamState:
     """Read what `look` asked for.
 
     Raises:
         redis.exceptions.ResponseError: the server refused one of them.
     """
-    for reply in (info, known, oldest):
+    for reply in (info, known):
         if isinstance(reply, Exception) and "no such key" not in str(reply):
             raise reply
     if isinstance(info, Exception):
         return StreamState()
     fields = dict(zip(info[::2], info[1::2], strict=True))
-    deleted = fields.get(b"max-deleted-entry-id")
+    deleted, oldest = fields.get(b"max-deleted-entry-id"), fields[b"first-entry"]
     return StreamState(
         last=entry_id(fields[b"last-generated-id"]),
         length=fields[b"length"],
@@ -118,19 +115,45 @@ def state_from(info: Any, known: Any, oldest: Any) -> StreamState:
         intact=deleted == b"0-0",
         incarnation=known[0].decode() if known[0] else "",
         packed=bool(known[1]),
-        first=entry_id(oldest[0][0]) if oldest else None,
+        first=entry_id(oldest[0]) if oldest else None,
     )
 
 
 class Density:
-    """What entries of a stream were like lately, so that a read asks for about what it needs."""
+    """What entries of a stream were like lately, and those that were fetched and not yet used up.
 
-    __slots__ = ("bytes", "cached", "events")
+    A packed entry holds more events than most pages: what was fetched is kept, so that it is
+    fetched and decoded about once and not once a page.
+
+    Attributes:
+        events: an entry's, on average; None before anything was read.
+        bytes: an entry's, on average.
+        kept: entries of the last read, from the one its page ended in to the look-ahead.
+        batch: the name and content of the packed entry that was decoded last.
+    """
+
+    __slots__ = ("batch", "bytes", "events", "kept")
 
     def __init__(self) -> None:
         self.events: float | None = None
         self.bytes = 256.0
-        self.cached: tuple[bytes, PackedBatch] | None = None
+        self.kept: list[Any] = []
+        self.batch: tuple[bytes, PackedBatch] | None = None
+
+    def keep(self, entries: list[Any]) -> None:
+        """Keep what the next page begins with, if that saves anything."""
+        worth = self.events is not None and self.events > 1 and self.bytes * len(entries) < _KEPT_BYTES
+        self.kept = entries if worth else []
+        if not worth:
+            self.batch = None
+
+    def unpack(self, name: bytes, blob: bytes) -> PackedBatch | None:
+        """Decode a packed entry, unless it was the last one decoded."""
+        if self.batch is not None and self.batch[0] == name:
+            return self.batch[1]
+        batch = unpack(blob)
+        self.batch = None if batch is None else (name, batch)
+        return batch
 
     def entries_for(self, limit: int) -> int:
         """Return how many entries to ask for, to get `limit` events."""
@@ -183,8 +206,10 @@ class Scan:
         self._undecodable = 0
         self._rounds = 0
         self._asked = 0
-        if after is not None and after.left > request.limit and density.cached is not None:
-            self._from_cache(after, density.cached)
+        if after is not None and density.kept and density.kept[0][0] == after.entry:
+            self._take(density.kept, after, own=True, beyond=True)
+            # Short of the limit, the rest is fetched, and that tells whether there is more.
+            self.done, self._rounds = self._left == 0 and self._more, 0
 
     def command(self) -> tuple[bytes, int]:
         """Return the commands of the next round trip, and how many replies they get."""
@@ -194,7 +219,7 @@ class Scan:
         read = command("XRANGE", self.stream, start, "+", "COUNT", self._asked)
         if not self._careful:
             return read, 1
-        return command("MULTI") + look(self.stream, self._meta) + read + command("EXEC"), 6
+        return command("MULTI") + look(self.stream, self._meta) + read + command("EXEC"), 5
 
     def accept(self, replies: list[Any]) -> None:
         """Take in the replies.
@@ -213,7 +238,7 @@ class Scan:
         if not entries or entries[0][0] != after.entry:
             self._careful = True
             return
-        self._take(entries, after, own=True)
+        self._take(entries, after, own=True, beyond=len(entries) == self._asked)
 
     def page(self) -> ShardPage:
         """Return the page, once `done`."""
@@ -227,34 +252,27 @@ class Scan:
             undecodable=self._undecodable,
         )
 
-    def _from_cache(self, after: Position, cached: tuple[bytes, PackedBatch]) -> None:
-        """Serve from the packed entry that the last read of this stream ended in."""
-        entry, batch = cached
-        if entry == after.entry and len(batch.raw) == after.size:
-            self._from_packed(entry, batch, after)
-            self._more = self.done = True
-
     def _accept_careful(self, replies: list[Any]) -> None:
         for reply in replies:
             if isinstance(reply, Exception):
                 raise reply
-        info, known, oldest, entries = replies[-1]
-        state = state_from(info, known, oldest)
+        info, known, entries = replies[-1]
+        state = state_from(info, known)
         if isinstance(entries, Exception):
             raise entries
         self._careful = False
-        after = self._after
+        after, beyond = self._after, len(entries) == self._asked
         if after is None:
-            self._take(entries, state.earliest, own=False)
+            self._take(entries, state.earliest, own=False, beyond=beyond)
             return
         if entries and entries[0][0] == after.entry:  # it was written meanwhile, after a failover
-            self._take(entries, after, own=True)
+            self._take(entries, after, own=True, beyond=beyond)
             return
         gone, missed = state.missed(after)
         ahead = state.first is None or after.id < state.first
         if not gone:
             here = state.at(after.id, state.trimmed) if ahead else after
-            self._take(entries, here, own=False)
+            self._take(entries, here, own=False, beyond=beyond)
             return
         if after.id > state.last:
             resumed, entries = state.tail, []
@@ -266,19 +284,19 @@ class Scan:
             resumed_at=str(resumed),
             origin=self.request.stream.origin,
         )
-        self._take(entries, resumed, own=False)
+        self._take(entries, resumed, own=False, beyond=beyond and bool(entries))
 
-    def _take(self, entries: list[Any], before: Position, *, own: bool) -> None:
+    def _take(self, entries: list[Any], before: Position, *, own: bool, beyond: bool) -> None:
         """Decode what was read.
 
         Args:
             entries: as Redis sent them.
-            before: the position before the first of them, or of its own first entry.
+            before: the position before the first of them, or in its own first entry.
             own: the first entry is the position's own.
+            beyond: the last entry only says that there is more.
         """
         self._rounds += 1
-        beyond = len(entries) == self._asked
-        self._position = self._after = before
+        self._position = before
         start = seen = held = 0
         if own:
             start = 1
@@ -286,33 +304,30 @@ class Scan:
                 held, seen = self._entry(entries[0], before), 1
         end = len(entries) - 1 if beyond else len(entries)
         while start < end and self._left:
-            position = self._position
             stop = min(end, start + self._left)
-            taken = decode_run(
-                entries[start:stop],
-                self.request.stream.shard,
-                position.count,
-                position.incarnation,
-                self._events,
-            )
-            if taken:
-                self._left -= taken
-                start += taken
-                seen += taken
-                held += taken
-                count = None if position.count is None else position.count + taken
-                self._position = Position(
-                    entry_id(entries[start - 1][0]), None, 0, count, position.incarnation
-                )
+            taken = self._run(entries[start:stop])
+            start, seen, held = start + taken, seen + taken, held + taken
             if start < stop:
                 held += self._entry(entries[start], self._position)
-                start += 1
-                seen += 1
+                start, seen = start + 1, seen + 1
         if seen:
             self._density.learn(entries, held / seen)
+        self._density.keep(entries[max(start - 1, 0) :])
         self._more = start < len(entries) or self._position.left > 0
         self._after = self._position
         self.done = not self._more or self._left == 0 or self._rounds >= 4
+
+    def _run(self, entries: list[Any]) -> int:
+        """Decode leading entries of the usual shape, fast; return how many those were."""
+        at = self._position
+        assert at is not None
+        shard = self.request.stream.shard
+        taken = decode_run(entries, shard, at.count, at.incarnation, self._events)
+        if taken:
+            self._left -= taken
+            count = None if at.count is None else at.count + taken
+            self._position = Position(entry_id(entries[taken - 1][0]), None, 0, count, at.incarnation)
+        return taken
 
     def _entry(self, entry: Any, before: Position) -> int:
         """Decode one entry of any shape; return how many events it holds."""
@@ -321,7 +336,7 @@ class Scan:
         inside = where == before.id
         count = before.count if inside or before.count is None else before.count + 1
         fields = dict(zip(fields[::2], fields[1::2], strict=False))
-        if (blob := fields.get(b"b")) is not None and (batch := unpack(blob)) is not None:
+        if (blob := fields.get(b"b")) is not None and (batch := self._density.unpack(name, blob)) is not None:
             index = before.index if inside else -1
             at = Position(where, index, len(batch.raw), count, before.incarnation)
             self._from_packed(name, batch, at)
@@ -344,8 +359,7 @@ class Scan:
         self._events += found
         self._left -= len(found)
         index += len(found)
-        rest = len(batch.raw) - 1 - index
-        self._density.cached = (name, batch) if rest else None
+        rest = max(0, len(batch.raw) - 1 - index)
         self._position = Position(
             at.id, index if rest else None, len(batch.raw) if rest else 0, at.count, at.incarnation
         )
