@@ -238,7 +238,7 @@ class EventBus(Producer):
 
     def stats(self) -> EventBusStats:
         """Return a snapshot; any thread, also before `open` and after `shutdown`. Resets nothing."""
-        return self._engine.stats()
+        return self._monitor.complete(self._engine.stats())
 
     async def health(self) -> Health:
         """Tell whether events get stored: the adapter's own answer, and what stalls a shard.

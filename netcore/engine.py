@@ -335,6 +335,7 @@ class Engine:
         except Exception as error:
             adapter = {"error": f"{type(error).__name__}: {error}"}
         return EventBusStats(
+            at=time.time_ns(),
             ingested=sums["accepted"],
             rejected=sums["rejected"],
             discarded=sums["discarded"],

@@ -99,6 +99,7 @@ class Dispatcher:
         """Drain the shard until its ring is sealed and empty."""
         turn_ends = time.monotonic() + TURN_S
         while events := await self._batcher.next():
+            began = self._shard.busy_since = time.monotonic()
             await self._store(
                 Batch(
                     producer=self._producer,
@@ -108,6 +109,8 @@ class Dispatcher:
                 )
             )
             now = time.monotonic()
+            self._shard.busy_since = None
+            self._shard.busy_s += now - began
             if now > turn_ends:
                 await self._runtime.checkpoint()
                 turn_ends = time.monotonic() + TURN_S

@@ -33,6 +33,8 @@ class Shard:
         "added_at",
         "attempt_started",
         "batches",
+        "busy_s",
+        "busy_since",
         "dead_lettered",
         "dispatched",
         "held",
@@ -65,10 +67,11 @@ class Shard:
         """Taken from the ring and not yet settled, oldest first."""
         self.next_seq = 0
         self.dispatched = self.dead_lettered = self.lost = self.batches = self.retries = 0
-        self.last_batch_ms = 0.0
+        self.last_batch_ms = self.busy_s = 0.0
         self.last_error = ""
         self.last_progress = time.monotonic()
         self.attempt_started: float | None = None
+        self.busy_since: float | None = None
         self.stopping = False
         self.leaving = False
 
@@ -131,7 +134,7 @@ class Shard:
         dispatched, dead_lettered, lost = self.dispatched, self.dead_lettered, self.lost
         accepted, drained = ring.accepted, ring.drained
         depth = min(len(ring.entries), ring.capacity)
-        started = self.attempt_started
+        started, busy_since = self.attempt_started, self.busy_since
         try:
             age_ms = max(0.0, (time.time_ns() - ring.entries[0].ts) / 1e6)
         except IndexError:
@@ -154,6 +157,8 @@ class Shard:
             batches=self.batches,
             retries=self.retries,
             last_batch_ms=self.last_batch_ms,
+            busy_s=self.busy_s + (time.monotonic() - busy_since if busy_since is not None else 0.0),
+            age_s=time.monotonic() - self.added_at,
             wedged=started is not None and time.monotonic() - started > wedged_after_s,
             leaving=self.leaving,
             last_error=self.last_error,
