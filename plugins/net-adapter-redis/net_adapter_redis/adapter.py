@@ -127,6 +127,7 @@ class RedisAdapter(Adapter[RedisConfig]):
     ) -> list[ShardPage | Exception]:
         """Read several streams in one round trip; see `Adapter.read_many`."""
         session = self._open_session()
+        await session.network.heal()
         results: list[ShardPage | Exception | None] = [None] * len(requests)
         scans: dict[int, Scan] = {}
         for index, request in enumerate(requests):

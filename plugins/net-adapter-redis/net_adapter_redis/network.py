@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -29,6 +30,7 @@ __all__ = ["Network"]
 
 _WRITE, _READ = "write", "read"
 _READ_SIZE: Final = 1 << 18
+_HEAL_S: Final = 1.0
 
 
 class Network:
@@ -50,6 +52,8 @@ class Network:
         self._seed = _place(self._settings)
         self._links: dict[tuple[object, str], Link] = {}
         self._owners: list[tuple[str, int] | None] = []
+        self._doubtful = False
+        self._heal_at = 0.0
         self._spare = config.pool_size - 2
         self._waiting: set[Link] = set()
         self._resting: list[Link] = []
@@ -90,6 +94,19 @@ class Network:
         if not link.idle:
             link.drop()
         self._resting.append(link)
+
+    def doubt(self) -> None:
+        """Note that a member could not be reached: another one may have taken over its slots."""
+        self._doubtful = self._cluster
+
+    async def heal(self) -> None:
+        """Learn the slots again if a member could not be reached, at most once a second."""
+        now = time.monotonic()
+        if self._doubtful and now >= self._heal_at:
+            self._heal_at = now + _HEAL_S
+            with contextlib.suppress(redis_errors.RedisError, OSError):
+                await self.learn_slots()
+                self._doubtful = False
 
     async def learn_slots(self) -> None:
         """Ask the cluster which member serves which slots; nothing to do without a cluster.

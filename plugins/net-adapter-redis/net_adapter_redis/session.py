@@ -58,6 +58,7 @@ class Session:
             raise
         except Exception as error:
             self.counts["connection_errors"] += 1
+            self.network.doubt()
             raise self.failure(error, doing, link) from error
 
     def failure(self, error: BaseException, doing: str, link: Link) -> AdapterError:

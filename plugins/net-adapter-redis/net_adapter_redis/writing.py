@@ -107,6 +107,7 @@ class Writer:
         key = session.keys.stream(shard)
         head, body = self._arguments(batch)
         doing = f"append to {key.decode()}"
+        await session.network.heal()
         for again in (False, True):
             link = session.network.writer(key)
             [reply] = await session.ask(link, b"".join((head, _RUN, body)), 1, doing)
