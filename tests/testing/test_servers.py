@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import socket
 import ssl
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ from netcore.testing.servers import (
 
 
 @pytest.fixture
-def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+def home(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """An environment with no server program in it."""
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("NETCORE_TEST_REDIS_SERVER", raising=False)
