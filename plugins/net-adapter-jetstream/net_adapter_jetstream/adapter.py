@@ -6,6 +6,8 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+import msgspec
+
 from net_adapter_jetstream.config import JetStreamConfig
 from net_adapter_jetstream.positions import BEGINNING, Position
 from netcore import (
@@ -87,6 +89,9 @@ class JetStreamAdapter(Adapter[JetStreamConfig]):
         except BaseException:
             await self._link.close()
             raise
+        # What a server takes is known only now.
+        known = msgspec.structs.replace(self.capabilities, max_payload_bytes=self._link.largest)
+        self.capabilities = known  # type: ignore[misc]  # this object's, beside the class's
 
     async def append(self, batch: Batch) -> None:
         """Store a batch in one atomic step (before nats-server 2.12.1: in one chain)."""

@@ -16,11 +16,11 @@ from typing import Final, NamedTuple
 
 from net_adapter_jetstream.marks import HEADER as MARKS_HEADER
 
-__all__ = ["Shipment", "headers", "oversized", "render"]
+__all__ = ["ROOM", "Shipment", "headers", "render"]
 
 _EXPECTED: Final = "Nats-Expected-Last-Sequence"
-_ROOM: Final = 2048
-"""More than the headers of any message take, ids and marks included."""
+ROOM: Final = 4096
+"""More than the headers and the envelope of any message take, ids and marks included, bytes."""
 
 
 class Shipment(NamedTuple):
@@ -99,21 +99,3 @@ def render(shipment: Shipment, reply: str) -> bytes:
         parts.append(b"%b%d %d%b%b\r\n" % (command, size, size + len(body), head, body))
     parts.append(_frame(shipment, count - 1, reply))
     return b"".join(parts)
-
-
-def oversized(shipment: Shipment, limit: int) -> int | None:
-    """Return the place of the first message that the server would refuse for its size, if any.
-
-    Args:
-        shipment: the messages.
-        limit: the server's `max_payload`: headers and body of one message, bytes.
-    """
-    for place, body in enumerate(shipment.bodies):
-        if len(body) > limit - _ROOM and _size(shipment, place) > limit:
-            return place
-    return None
-
-
-def _size(shipment: Shipment, place: int) -> int:
-    lines = sum(len(name) + len(value) + 4 for name, value in headers(shipment, place).items())
-    return lines + len("NATS/1.0\r\n\r\n") + len(shipment.bodies[place])

@@ -91,6 +91,11 @@ class Link:
         return self._state is State.UP
 
     @property
+    def largest(self) -> int:
+        """The largest payload that fits a message of the connected server, bytes."""
+        return max(0, self.max_payload - frames.ROOM)
+
+    @property
     def server(self) -> str:
         """The connected server's version, for messages."""
         return "nats-server " + ".".join(map(str, self.version))

@@ -20,7 +20,7 @@ from net_adapter_jetstream.link import Link
 from net_adapter_jetstream.positions import BEGINNING, Position
 from net_adapter_jetstream.replies import Page, Reply, Waiter, field
 from net_adapter_jetstream.streams import Info, Streams
-from netcore import Gap, ReadRequest, ShardPage, StoredEvent, TransientAdapterError
+from netcore import CursorError, Gap, ReadRequest, ShardPage, StoredEvent, TransientAdapterError
 
 __all__ = ["Reader", "Record"]
 
@@ -70,6 +70,23 @@ class _Shape(msgspec.Struct):
     events: float = 1.0
 
 
+class _Job:
+    """One request of a `read_many`: its position, or why that is none, and what was asked for it."""
+
+    __slots__ = ("after", "error", "info", "page", "request")
+
+    def __init__(self, request: ReadRequest) -> None:
+        self.request = request
+        self.after: Position | None = None
+        self.error: Exception | None = None
+        self.info: Reply | None = None
+        self.page: Page | None = None
+        try:
+            self.after = None if request.after is None else positions.parse(request.after)
+        except CursorError as error:
+            self.error = error
+
+
 class Reader:
     """Reads streams.
 
@@ -86,32 +103,30 @@ class Reader:
 
     async def read_many(self, requests: Sequence[ReadRequest]) -> list[ShardPage | Exception]:
         """Read several streams, their requests overlapping; see `netcore.Adapter.read_many`."""
-        parsed = [None if r.after is None else positions.parse(r.after) for r in requests]
-        pages: list[Page | None] = []
-        infos: list[tuple[Reply, str, bytes]] = []
+        jobs = [_Job(request) for request in requests]
         asked: list[tuple[Waiter, str, bytes]] = []
-        for request, after in zip(requests, parsed, strict=True):
-            shard = request.stream.shard
-            infos.append(self._streams.info_request(shard))
-            asked.append(infos[-1])
-            page = None
-            if shard in self._shapes and self._streams.pages:
-                page, *rest = self._page_request(shard, _start(after), self._count(shard, request.limit))
-                asked.append((page, *rest))  # type: ignore[arg-type]
-            pages.append(page)
+        for job in jobs:
+            if job.error is not None:
+                continue
+            shard = job.request.stream.shard
+            job.info, *rest = self._streams.info_request(shard)
+            asked.append((job.info, *rest))  # type: ignore[arg-type]
+            if shard in self._shapes and self._streams.bare_pages:
+                count = self._count(shard, job.request.limit)
+                job.page, *rest = self._page_request(shard, _start(job.after), count)
+                asked.append((job.page, *rest))  # type: ignore[arg-type]
         await self._link.exchange(asked)
-        work = zip(requests, parsed, infos, pages, strict=True)
-        jobs = [self._finish(request, after, info[0], page) for request, after, info, page in work]
-        results = await asyncio.gather(*jobs, return_exceptions=True)
+        results = await asyncio.gather(*map(self._finish, jobs), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, Exception):
                 raise result
         return results  # type: ignore[return-value]  # the loop above leaves pages and Exceptions
 
-    async def _finish(
-        self, request: ReadRequest, after: Position | None, reply: Reply, page: Page | None
-    ) -> ShardPage:
-        info = self._streams.info_of(reply)
+    async def _finish(self, job: _Job) -> ShardPage:
+        if job.error is not None or job.info is None:
+            raise job.error or TransientAdapterError("nothing was asked")
+        request, after, page = job.request, job.after, job.page
+        info = self._streams.info_of(job.info)
         shard = request.stream.shard
         if info is None:
             self._shapes.pop(shard, None)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from net_adapter_jetstream import failures
+from net_adapter_jetstream import failures, frames
 from net_adapter_jetstream.config import JetStreamConfig
 from net_adapter_jetstream.failures import ApiError, NotFoundError
 from net_adapter_jetstream.link import Link
@@ -22,6 +22,7 @@ _BATCHES: Final = (2, 12, 1)
 _PAGES: Final = (2, 11, 0)
 _BARE_PAGES: Final = (2, 12, 0)
 _OLDEST: Final = (2, 9, 0)
+_LEAST_PAYLOAD: Final = 1024
 _METADATA: Final = (2, 10, 0)
 _PACKED: Final = "netcore.packed"
 """Entry in the stream's metadata, set before the first packed message is written."""
@@ -153,6 +154,11 @@ class Streams:
         """
         if self._link.version < _OLDEST:
             raise AdapterRefusedError(f"{self._link.server} is too old: JetStream direct get needs 2.9")
+        if self._link.largest < _LEAST_PAYLOAD:
+            raise AdapterRefusedError(
+                f"the server's max_payload of {self._link.max_payload:,} bytes is too small for this adapter; "
+                f"set it to at least {frames.ROOM + _LEAST_PAYLOAD:,}"
+            )
         reply = await self._link.ask(f"{self.api}.INFO")
         if isinstance(reply.error, NoRespondersError):
             where = f" in domain {self._config.domain!r}" if self._config.domain else ""

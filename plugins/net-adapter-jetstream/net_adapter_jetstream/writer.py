@@ -36,7 +36,8 @@ _MOST_OWN: Final = 64
 _HOUR_S: Final = 3600
 _NS_PER_MS: Final = 1_000_000
 _LEAD_SLACK_MS: Final = 1000
-_PACKED_ROOM: Final = 4096
+_PACKED_COST: Final = 16
+"""Bytes that an event takes in a packed body beside its payload, at most (9 + 5)."""
 
 
 class _Doubt(NamedTuple):
@@ -173,6 +174,7 @@ class Writer:
     # -- what goes out
 
     def _shipment(self, batch: Batch, skip: int, base: int) -> tuple[frames.Shipment, Marks]:
+        self._check_sizes(batch, skip)
         bodies, indices = self._bodies(batch, skip)
         atomic = self._atomic and len(bodies) > 1
         marks = self._marks.copy()
@@ -189,14 +191,16 @@ class Writer:
             batch_id=next(self._batches) if atomic else None,
             marks=marks.render(hour),
         )
-        limit = self._link.max_payload
-        if (place := frames.oversized(shipment, limit)) is not None:
-            event = batch.events[indices[place]]
-            raise FatalAdapterError(
-                f"event {batch.first_seq + indices[place]} of shard {self._shard} has {len(event.raw):,} bytes: "
-                f"with its envelope and headers more than the server's max_payload of {limit:,}"
-            )
         return shipment, marks
+
+    def _check_sizes(self, batch: Batch, skip: int) -> None:
+        limit = self._link.largest
+        for index in range(skip, len(batch.events)):
+            if (size := len(batch.events[index].raw)) > limit:
+                raise FatalAdapterError(
+                    f"event {batch.first_seq + index} of shard {self._shard} has {size:,} bytes; this server "
+                    f"takes {limit:,}: raise max_payload in its configuration (now {self._link.max_payload:,})"
+                )
 
     def _bodies(self, batch: Batch, skip: int) -> tuple[list[bytes], list[int]]:
         """Return the messages' bodies, and the index in the batch of each one's first event."""
@@ -204,11 +208,10 @@ class Writer:
         if self._config.layout == "event":
             return layout.envelopes(events, self._shard), list(range(skip, skip + len(events)))
         bodies, indices = [], []
-        room = max(self._link.max_payload - _PACKED_ROOM, self._link.max_payload // 2)
         start = size = 0
         for index, event in enumerate(events):
-            cost = len(event.raw) + 16
-            if index > start and size + cost > room:
+            cost = len(event.raw) + _PACKED_COST
+            if index > start and size + cost > self._link.largest:
                 bodies.append(layout.pack(events[start:index]))
                 indices.append(skip + start)
                 start, size = index, 0
