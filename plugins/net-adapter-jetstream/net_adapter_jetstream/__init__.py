@@ -1,6 +1,6 @@
 """NATS JetStream adapter for netcore: atomic, idempotent batches and pages at full speed.
 
-    EventBusConfig(adapter=JetStreamConfig(url="nats://127.0.0.1:4222"))
+EventBusConfig(adapter=JetStreamConfig(url="nats://127.0.0.1:4222"))
 """
 
 from __future__ import annotations

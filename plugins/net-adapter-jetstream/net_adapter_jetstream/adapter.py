@@ -109,9 +109,7 @@ class JetStreamAdapter(Adapter[JetStreamConfig]):
         self._check_open()
         return [Stream(shard) for shard in await self._streams.shards()]
 
-    async def read(
-        self, stream: Stream, after: str | None, limit: int, snapshot: object = None
-    ) -> ShardPage:
+    async def read(self, stream: Stream, after: str | None, limit: int, snapshot: object = None) -> ShardPage:
         """Return what stands after a position."""
         (page,) = await self.read_many([ReadRequest(stream, after, limit)])
         if isinstance(page, Exception):
@@ -203,6 +201,6 @@ class JetStreamAdapter(Adapter[JetStreamConfig]):
             raise AdapterClosedError("the jetstream adapter is closed" if self._closed else "not open yet")
 
     def _on_lost(self, kind: str, count: int) -> None:
-        """The server no longer has what it acknowledged: count it and say so."""
+        """Count, and say, that the server no longer has what it acknowledged."""
         self._counts[kind] += count
         self._logger.error("JetStream lost acknowledged events (%s): %s", kind, self._counts)

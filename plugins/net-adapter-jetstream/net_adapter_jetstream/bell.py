@@ -72,7 +72,7 @@ class Bell:
         return await self._look(known)
 
     async def _look(self, known: dict[int, Position]) -> bool:
-        """A message was published: look until it is stored, for a moment."""
+        """Look until the message that was published is stored, for a moment; True: it is."""
         loop = asyncio.get_running_loop()
         until, pause = loop.time() + _LOOKING_S, _FIRST_LOOK_S
         while not await self._news(known):
@@ -98,7 +98,7 @@ class Bell:
                 info, position = self._streams.info_of(reply), known[shard]
                 if info is None:
                     continue
-                if position.index is not None or (position.seq, position.born) != (info.last, info.born):
+                if position.place is not None or (position.seq, position.born) != (info.last, info.born):
                     empty = position is BEGINNING and info.first > info.last
                     if not empty:
                         return True

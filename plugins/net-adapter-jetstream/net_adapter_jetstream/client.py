@@ -9,6 +9,7 @@ that nats-py keeps private, all of them in this module: `usable` tells whether t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -22,7 +23,16 @@ __all__ = ["FastClient", "Sink", "abandon", "usable"]
 _CRLF: Final = b"\r\n"
 _LARGE: Final = 65_536
 """A message above this is left to the stock parser, whose buffer grows without being copied."""
-_PRIVATE: Final = ("_send_command", "_flush_pending", "_process_msg", "_process_op_err", "_close", "_process_info")
+_CLOSE_S: Final = 1.0
+_TASKS: Final = ("_reading_task", "_ping_interval_task", "_flusher_task", "_reconnection_task")
+_PRIVATE: Final = (
+    "_send_command",
+    "_flush_pending",
+    "_process_msg",
+    "_process_op_err",
+    "_close",
+    "_process_info",
+)
 
 
 class Sink(Protocol):
@@ -113,24 +123,28 @@ class FastClient(Client):
 
 
 async def abandon(client: Client) -> None:
-    """Tear a client down without waiting for its peer: no flush, no task or socket left."""
+    """Tear a client down without waiting for its peer: nothing is flushed, no task or socket left.
+
+    Its own `close` would wait for a peer that does not read, so the socket goes first.
+    """
     client._pending, client._pending_data_size = [], 0
-    transport = client._transport
+    transport = getattr(client, "_transport", None)
     for name in ("_io_writer", "_bare_io_writer"):
         writer = getattr(transport, name, None)
         if writer is not None:
             writer.transport.abort()
-    subscriptions = list(client._subs.values())
-    names = ("_reading_task", "_ping_interval_task", "_flusher_task", "_reconnection_task")
-    tasks = [getattr(client, name, None) for name in names]
-    tasks += [subscription._wait_for_msgs_task for subscription in subscriptions]
+    tasks = [getattr(client, name, None) for name in _TASKS]
+    tasks += [
+        getattr(one, "_wait_for_msgs_task", None) for one in list(getattr(client, "_subs", {}).values())
+    ]
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(_CLOSE_S):
+            await client.close()
     alive = [task for task in tasks if task is not None and not task.done()]
     for task in alive:
         task.cancel()
     if alive:
-        await asyncio.wait(alive, timeout=1.0)
-    client._subs.clear()
-    client._status = Client.CLOSED
+        await asyncio.wait(alive, timeout=_CLOSE_S)
 
 
 async def _ignore(msg: object) -> None:

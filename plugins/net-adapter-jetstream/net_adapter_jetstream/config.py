@@ -6,7 +6,6 @@ import re
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
-
 from netcore import AdapterConfig, ConfigError, mask_credentials
 
 __all__ = ["JetStreamConfig"]
@@ -18,7 +17,7 @@ _SECRET: Final = frozenset({"user", "password", "token"})
 _YEARS_S: Final = 3_153_600_000  # a hundred of them
 
 
-class JetStreamConfig(AdapterConfig, tag="jetstream"):
+class JetStreamConfig(AdapterConfig, frozen=True, kw_only=True, tag="jetstream"):
     """Where the streams live and how they are kept. Credentials never show in its `repr`.
 
     Attributes:
@@ -155,5 +154,3 @@ def _check_number(name: str, value: object, low: float, high: float, *, whole: b
     if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
         kind = "an int" if whole else "a number"
         raise ConfigError(f"{name} must be {kind} from {low:,} to {high:,}, not {value!r}")
-
-

@@ -38,6 +38,7 @@ _MOST_UNSENT: Final = 64 << 20
 _FIRST_PAUSE_S: Final = 0.02
 _LONGEST_PAUSE_S: Final = 2.0
 _MOST_DISCOVERED: Final = 32
+_CANCEL_S: Final = 1.0
 
 
 class State(enum.Enum):
@@ -121,20 +122,18 @@ class Link:
         if self._state is State.CLOSED:
             return
         was_up, self._state = self.up, State.CLOSED
-        self.cause = AdapterClosedError("the jetstream adapter is closed")
         self._changed.set()
         keeper, self._keeper = self._keeper, None
         client, self._client = self._client, None
         try:
             if keeper is not None:
                 keeper.cancel()
-                await asyncio.wait([keeper], timeout=self.timeout)
+                await asyncio.wait([keeper], timeout=_CANCEL_S)
             if client is not None and was_up:
                 with contextlib.suppress(Exception):
-                    # nats-py takes a number of seconds, whole or not
-                    await client.flush(timeout=self.timeout)  # type: ignore[arg-type]
+                    await _ping(client, self.timeout)
         finally:
-            self._fail(self.cause)
+            self._fail(self._trouble())
             if client is not None:
                 await abandon(client)
 
@@ -230,7 +229,9 @@ class Link:
         client = self._usable_client()
         if isinstance(client, FastClient):
             await client.send(
-                b"".join(b"PUB %b %b %d\r\n%b\r\n" % (s.encode(), r.encode(), len(b), b) for s, r, b in messages)
+                b"".join(
+                    b"PUB %b %b %d\r\n%b\r\n" % (s.encode(), r.encode(), len(b), b) for s, r, b in messages
+                )
             )
             return
         for subject, reply, body in messages:
@@ -246,6 +247,8 @@ class Link:
 
     def _trouble(self) -> AdapterError:
         """Return a fresh error of the kind and text of `cause`."""
+        if self._state is State.CLOSED:
+            return AdapterClosedError("the jetstream adapter is closed")
         cause = self.cause or TransientAdapterError("not connected to a NATS server")
         return type(cause)(str(cause))
 
@@ -255,6 +258,8 @@ class Link:
         pauses = random.SystemRandom()
         while True:
             await self._until_down()
+            if self._state is State.CLOSED:
+                return  # nats-py swallows cancellations now and then
             self._state = State.DOWN
             error = self._trouble()
             self._logger.warning("connection lost: %s", error)
@@ -262,7 +267,7 @@ class Link:
             if self._client is not None:
                 await abandon(self._client)
             pause = _FIRST_PAUSE_S
-            while self._state is not State.UP:
+            while self._state is State.DOWN:
                 await asyncio.sleep(pauses.uniform(pause / 2, pause))
                 pause = min(pause * 2, _LONGEST_PAUSE_S)
                 try:
@@ -275,15 +280,16 @@ class Link:
                 except Exception as trouble:
                     self._logger.exception("cannot connect")
                     self.cause = TransientAdapterError(f"cannot connect: {trouble!r}")
-            self.reconnects += 1
-            self._logger.info("connected again")
+            if self._state is State.UP:
+                self.reconnects += 1
+                self._logger.info("connected again")
 
     async def _until_down(self) -> None:
         """Return once the connection is gone, or answers no ping."""
         client = self._client
         assert client is not None, "only called with a connection"
         beat = max(self.timeout / 2, 0.25)
-        while not self._down.is_set():
+        while not self._down.is_set() and self._state is State.UP:
             received = client.stats["in_msgs"]
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(beat):
@@ -292,10 +298,9 @@ class Link:
             if client.stats["in_msgs"] != received:
                 continue
             try:
-                await client.flush(timeout=self.timeout)  # type: ignore[arg-type]
+                await _ping(client, self.timeout)
             except Exception as error:
-                if not self._down.is_set():
-                    self._on_lost(error)
+                self._on_lost(error)
 
     async def _connect(self) -> None:
         """Try each address once, the configured ones first.
@@ -313,6 +318,9 @@ class Link:
                     trouble = error
                 self.cause = trouble
                 continue
+            if self._state is State.CLOSED:
+                await abandon(client)
+                raise self._trouble()
             self._adopt(client)
             return
         assert trouble is not None, "there is at least one address"
@@ -414,3 +422,7 @@ class Link:
             waiter.fail(type(error)(str(error)))
 
 
+async def _ping(client: Client, timeout: float) -> None:
+    """Send what is queued and see the server answer. A client that failed this is to be abandoned."""
+    # `flush` would return at once, without an error, where the client's reader has died.
+    await client.rtt(timeout=timeout)  # type: ignore[arg-type]  # seconds, whole or not

@@ -23,16 +23,16 @@ _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
 class Position(NamedTuple):
-    """After message `seq` (`index` None), or after event `index` of it. `born` is "" if unknown."""
+    """After message `seq` (`place` None), or after event `place` of it. `born` is "" if unknown."""
 
     seq: int
-    index: int | None
+    place: int | None
     born: str
 
     def __str__(self) -> str:
         if not self.born:
             return "0"
-        inner = "" if self.index is None else f":{self.index}"
+        inner = "" if self.place is None else f":{self.place}"
         return f"{self.seq}{inner}@{self.born}"
 
 

@@ -133,7 +133,7 @@ class Reader:
             return ShardPage(events=[], position=request.after or str(BEGINNING), has_more=False)
         self._learn_shape(shard, info)
         missed: int | None = 0
-        start, index = _start(after), None if after is None else after.index
+        start, index = _start(after), None if after is None else after.place
         if after is not None and after.born and after.born != info.born:
             start, index, missed, page = 1, None, None, None
         elif start > info.last + 1:
@@ -256,7 +256,9 @@ class Reader:
         subject = f"{self._gets}.{self._streams.name(shard)}"
         found: list[Record] = []
         for start in range(0, len(seqs), _SINGLES):
-            replies = [(Reply(subject), subject, b'{"seq":%d}' % seq) for seq in seqs[start : start + _SINGLES]]
+            replies = [
+                (Reply(subject), subject, b'{"seq":%d}' % seq) for seq in seqs[start : start + _SINGLES]
+            ]
             await self._link.exchange(replies)
             for reply, _, _ in replies:
                 if reply.error is not None:
@@ -327,7 +329,7 @@ class Reader:
 def _start(after: Position | None) -> int:
     if after is None:
         return 1
-    return after.seq + 1 if after.index is None else after.seq
+    return after.seq + 1 if after.place is None else after.seq
 
 
 def _record(head: bytes, body: bytes) -> Record:

@@ -60,7 +60,9 @@ class Waiter:
 
     def no_responders(self) -> None:
         """End the wait: the server knows nobody who would answer."""
-        self.fail(NoRespondersError(f"{self.subject}: no responders (no such stream, no leader, or no JetStream)"))
+        self.fail(
+            NoRespondersError(f"{self.subject}: no responders (no such stream, no leader, or no JetStream)")
+        )
 
 
 class NoRespondersError(TransientAdapterError):
@@ -111,7 +113,7 @@ class Page(Waiter):
         self.bodies: list[bytes] = []
         self.heads: list[bytes] = []
         self.last = 0
-        self.plain = self.bodies.append  # type: ignore[method-assign]  # called once a message
+        self.plain = self.bodies.append  # type: ignore[method-assign, assignment]  # called once a message
 
     def headed(self, head: bytes, body: bytes) -> None:
         """Take a message, or the end."""

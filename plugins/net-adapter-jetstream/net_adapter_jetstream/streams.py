@@ -97,7 +97,9 @@ def answer_of(reply: Reply) -> Answer:
     try:
         return _answer.decode(reply.body)
     except msgspec.MsgspecError as error:
-        raise TransientAdapterError(f"{reply.subject}: not a JetStream answer: {reply.body[:80]!r}") from error
+        raise TransientAdapterError(
+            f"{reply.subject}: not a JetStream answer: {reply.body[:80]!r}"
+        ) from error
 
 
 class Streams:
@@ -231,7 +233,9 @@ class Streams:
         answer = await self._change("UPDATE", shard, found.config | changes)
         if answer.error is not None:
             text = f"stream {self.name(shard)}: cannot set {', '.join(changes)}: {answer.error}"
-            raise AdapterRefusedError(f"{text}; change it by hand (nats stream edit), or the adapter's settings")
+            raise AdapterRefusedError(
+                f"{text}; change it by hand (nats stream edit), or the adapter's settings"
+            )
         return _info(answer, self.name(shard))
 
     async def _create(self, shard: int) -> Info:

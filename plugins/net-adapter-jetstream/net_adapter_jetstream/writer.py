@@ -162,7 +162,7 @@ class Writer:
         return max(self._own.get(producer, 0), self._marks.next(producer) or 0)
 
     async def _is_duplicate(self, batch: Batch) -> bool:
-        """The server has seen an id of this batch, within its window.
+        """Take note that the server has seen an id of this batch, within its window.
 
         If the marks do not say so (a purge took them away), the batch was stored whole, once.
         """
@@ -271,7 +271,9 @@ class Writer:
             marks = _fold(marks, records, info.last)
             at = records[-1].seq + 1
         if record is not None and at <= info.last:
-            raise TransientAdapterError(f"{self._streams.name(self._shard)}: a replica lags behind its leader")
+            raise TransientAdapterError(
+                f"{self._streams.name(self._shard)}: a replica lags behind its leader"
+            )
         return marks
 
     async def _resolve(self, doubt: _Doubt, info: Info) -> None:

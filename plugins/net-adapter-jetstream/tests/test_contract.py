@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
 import pytest
-
 from net_adapter_jetstream import JetStreamAdapter, JetStreamConfig
+
 from netcore.testing.contract import AdapterContract, MakeAdapter
 from netcore.testing.servers import NatsServer
 
@@ -26,7 +26,17 @@ class _Contract(AdapterContract):
     adapter_class: ClassVar[type[JetStreamAdapter]] = JetStreamAdapter
     settings: ClassVar[dict[str, Any]] = {}
     retention: ClassVar[dict[str, Any] | None] = {"max_events": 50}
-    foreign_positions: ClassVar[tuple[str, ...]] = ("5", "00", "0:1", "1@", "@1", "01@a", "1:@a", "1@G", "1-1")
+    foreign_positions: ClassVar[tuple[str, ...]] = (
+        "5",
+        "00",
+        "0:1",
+        "1@",
+        "@1",
+        "01@a",
+        "1:@a",
+        "1@G",
+        "1-1",
+    )
 
     @pytest.fixture
     def make_adapter(self, nats: NatsServer) -> MakeAdapter:
