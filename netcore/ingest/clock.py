@@ -50,6 +50,10 @@ class Clock:
             if now > self.tick() + REBASE_MARGIN_NS:
                 self.tick = count(now).__next__
 
+    def horizon(self) -> int:
+        """Return the largest timestamp that `observe` would take now."""
+        return min(MAX_TS, self._now() + self._drift_ns)
+
     def observe(self, ts: int) -> bool:
         """Make every later draw larger than `ts`; False if `ts` is out of bounds and ignored.
 
