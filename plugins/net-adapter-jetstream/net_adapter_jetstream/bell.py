@@ -22,7 +22,7 @@ from netcore import AdapterClosedError, AdapterError, Stream
 
 __all__ = ["Bell"]
 
-_WATCH_S: Final = 2.0
+_WATCH_S: Final = (0.005, 0.02, 0.1, 0.5, 2.0, 2.0)
 _FIRST_LOOK_S: Final = 0.0005
 _LONGEST_LOOK_S: Final = 0.02
 _LOOKING_S: Final = 0.25
@@ -59,12 +59,15 @@ class Bell:
             await self._link.reconnected()
             return False
         try:
-            # Asked after the subscription, on the same connection: nothing falls in between.
-            if await self._news(known) or epoch != self._link.epoch:
-                return True
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_WATCH_S):
-                    await self._link.lost_or(rung)
+            # The first look comes after the subscription, on the same connection. The further ones are
+            # for what was published before it and is stored only now.
+            for pause in _WATCH_S:
+                if await self._news(known) or epoch != self._link.epoch:
+                    return True
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await self._link.lost_or(rung)
+                        break
             if not rung.done():
                 return False
         finally:

@@ -20,7 +20,7 @@ from net_adapter_jetstream.link import Link
 from net_adapter_jetstream.positions import BEGINNING, Position
 from net_adapter_jetstream.replies import Page, Reply, Waiter, field
 from net_adapter_jetstream.streams import Info, Streams
-from netcore import CursorError, Gap, ReadRequest, ShardPage, StoredEvent, TransientAdapterError
+from netcore import AdapterRefusedError, CursorError, Gap, ReadRequest, ShardPage, StoredEvent, TransientAdapterError
 
 __all__ = ["Reader", "Record"]
 
@@ -131,6 +131,11 @@ class Reader:
         if info is None:
             self._shapes.pop(shard, None)
             return ShardPage(events=[], position=request.after or str(BEGINNING), has_more=False)
+        if not info.config.get("allow_direct"):
+            raise AdapterRefusedError(
+                f"stream {self._streams.name(shard)} has allow_direct=false, which reading needs: set it "
+                "(nats stream edit --allow-direct); a bus that writes to it does so itself"
+            )
         self._learn_shape(shard, info)
         missed: int | None = 0
         start, index = _start(after), None if after is None else after.place

@@ -22,7 +22,7 @@ from net_adapter_jetstream.link import Link
 from net_adapter_jetstream.marks import HEADER, Marks
 from net_adapter_jetstream.positions import born_of
 from net_adapter_jetstream.reader import Reader, Record
-from net_adapter_jetstream.replies import field
+from net_adapter_jetstream.replies import NoRespondersError, field
 from net_adapter_jetstream.streams import Answer, Info, Streams, answer_of
 from netcore import Batch, FatalAdapterError, StoredEvent, TransientAdapterError
 
@@ -102,9 +102,16 @@ class Writer:
     async def append(self, batch: Batch) -> None:
         """Store a batch; see `netcore.Adapter.append`."""
         async with self._lock:
+            deserted = False
             for _ in range(_MOST_ROUNDS):
-                if await self._round(batch):
-                    return
+                try:
+                    if await self._round(batch):
+                        return
+                except NoRespondersError:
+                    # Nobody took the batch. If the stream was deleted, looking again makes it anew.
+                    if deserted:
+                        raise
+                    deserted, self._doubt = True, None
             raise TransientAdapterError(
                 f"shard {self._shard}: others wrote to the stream {_MOST_ROUNDS} times in between; will try again"
             )
