@@ -105,7 +105,7 @@ class FastClient(Client):
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         server = self._current_server
-        if initial_connection and server is not None and server.uri.scheme == "tls":
+        if initial_connection and server is not None and ("tls" in self.options or server.uri.scheme == "tls"):
             # The stock client would go on in plain text, credentials included.
             if info.get("tls_available"):
                 info["tls_required"] = True
@@ -233,8 +233,11 @@ class _Parser(protocol.Parser):
             eol = find(_CRLF, pos + length)
             if eol < 0:
                 break
+            size = data[pos + length : eol]
+            if not size.isdigit():
+                break  # it has a reply subject
             start = eol + 2
-            stop = start + int(data[pos + length : eol])
+            stop = start + int(size)
             if stop + 2 > end:
                 break
             if sink is not None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
+import msgspec
+import nats.errors
+
 from net_adapter_jetstream.config import JetStreamConfig
 from netcore import AdapterRefusedError
 
-__all__ = ["check_files", "options_for"]
+__all__ = ["check_files", "check_tls", "options_for"]
 
 _FILES: Final = ("credentials_file", "nkey_seed_file", "tls_ca_file", "tls_cert_file", "tls_key_file")
 
@@ -67,3 +71,22 @@ def options_for(config: JetStreamConfig, address: str) -> dict[str, Any]:
             context.load_cert_chain(config.tls_cert_file, config.tls_key_file)
         options["tls"] = context
     return options
+
+
+async def check_tls(address: str) -> None:
+    """Look at a server's greeting: the public client would go on in plain text where TLS was asked for.
+
+    Raises:
+        nats.errors.SecureConnWantedError: the server offers no TLS.
+        OSError: it does not answer.
+    """
+    parts = urlsplit(address)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port or 4222)
+    try:
+        info = msgspec.json.decode((await reader.readline()).partition(b" ")[2] or b"{}")
+    except (ValueError, msgspec.DecodeError) as error:
+        raise OSError(f"{parts.hostname} does not greet as a NATS server does") from error
+    finally:
+        writer.transport.abort()
+    if not info.get("tls_required"):
+        raise nats.errors.SecureConnWantedError

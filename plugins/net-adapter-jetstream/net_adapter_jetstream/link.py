@@ -22,7 +22,7 @@ from nats.aio.client import Client
 from net_adapter_jetstream import failures, frames
 from net_adapter_jetstream.client import FastClient, abandon, usable
 from net_adapter_jetstream.config import JetStreamConfig
-from net_adapter_jetstream.dial import check_files, options_for
+from net_adapter_jetstream.dial import check_files, check_tls, options_for
 from net_adapter_jetstream.replies import Reply, Waiter
 from netcore import (
     AdapterClosedError,
@@ -361,6 +361,8 @@ class Link:
         client: Client = FastClient(lost) if self._fast else Client()
         try:
             options = options_for(self._config, address)
+            if not self._fast and "tls" in options and not self._config.tls_first:
+                await check_tls(address)
             await client.connect(error_cb=on_error, closed_cb=on_closed, **options)
             await self._open_inbox(client)
         except Exception as error:
