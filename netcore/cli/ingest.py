@@ -53,9 +53,6 @@ def command(
 
     config = load_config(config_file, adapter, settings)
     config = msgspec.structs.replace(config, backpressure=backpressure)
-    kind, capabilities = adapter_of(config)
-    if not (capabilities.shared or capabilities.durable):
-        note(f"warning: the {kind.kind} adapter keeps events inside this process: they end with it")
     job = _Job(file, key)
     code = run(lambda stop: job.run(config, stop))
     return code or (1 if job.bad and not skip_bad else 0)
@@ -75,8 +72,12 @@ class _Job:
         """Ingest everything, shut the bus down, tell what became of it; returns the exit code."""
         from netcore.cli.lines import LineReader
 
+        bus = EventBus(config)
+        kind, capabilities = adapter_of(config)
+        if not (capabilities.shared or capabilities.durable):
+            note(f"warning: the {kind.kind} adapter keeps events inside this process: they end with it")
         with LineReader(self.file) as reader, byte_progress("ingesting", reader.size) as advance:
-            async with EventBus(config) as bus:
+            async with bus:
                 while (lines := await stop.until(reader.next)) and lines:
                     for line in lines:
                         self.number += 1
@@ -121,8 +122,8 @@ class _Job:
         note(", ".join(parts))
 
 
-def _route_key(document: Any, path: list[str]) -> str | bytes:
-    """Return the value at `path` as a route key.
+def _route_key(document: Any, path: list[str]) -> bytes:
+    """Return the value at `path` as a route key: a string's text, anything else as JSON.
 
     Raises:
         LookupError: there is none, or it is null.
@@ -137,4 +138,4 @@ def _route_key(document: Any, path: list[str]) -> str | bytes:
             value = None
         if value is None:
             raise LookupError(f"nothing at --key {'.'.join(path)}")
-    return value if isinstance(value, str) else msgspec.json.encode(value)
+    return value.encode() if isinstance(value, str) else msgspec.json.encode(value)

@@ -16,7 +16,7 @@ from typing import Any, Final
 from netcore.contracts.policies import BackpressurePolicy, FullShard, Verdict
 from netcore.errors import BackpressureError, ClosedError, PayloadError
 from netcore.events import Event, IndexedEvent, RawEvent, new_indexed
-from netcore.ingest.payloads import Accepted, Key, Summary, bad_key, encoded, normalise, route_hash
+from netcore.ingest.payloads import Accepted, Key, Summary, encoded, normalise, route_hash
 from netcore.ingest.ring import Gate, Ring, Waiter
 from netcore.ingest.router import MASK, Router
 from netcore.runtime import Runtime
@@ -69,11 +69,8 @@ class Producer:
             ClosedError: the bus is not open.
         """
         data: Any = event
-        if event.__class__ is bytes:
-            try:
-                route = route_hash(data if key is None else key)
-            except (TypeError, ValueError):
-                raise bad_key(key) from None
+        if key is None and event.__class__ is bytes:
+            route = route_hash(data)
         else:
             data, route = normalise(event, key)
         gate, entries, append, shard = self._router.routes[route & MASK]

@@ -17,7 +17,8 @@ PACKAGES = [ROOT / "netcore", *sorted(ROOT.glob("plugins/*/net_*"))]
 MODULES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
 # Resolved from an installed plugin, so not an attribute of the package itself.
 LAZY = {"Filter", "FilterBuilder"}
-DESIGN_NAMES = """
+DESIGN_NAMES = set(
+    """
     Adapter AdapterClosedError AdapterConfig AdapterContext AdapterError AdapterRefusedError AddShards
     BackpressureError BackpressurePolicy Batch BatchConfig Capabilities ClosedError ConfigError
     ConsumeRequest ConsumeResponse CursorError Event EventBus EventBusConfig EventBusStats EventFilter
@@ -25,12 +26,13 @@ DESIGN_NAMES = """
     IngestSummary Matcher NetcoreError NoChange PayloadError PluginError PluginNotFoundError RawEvent
     ReadRequest RemoveShards ScalingConfig ScalingDecision ScalingError ScalingPolicy ScalingRecord
     ShardPage ShardStats ShutdownReport StoredEvent Stream TransientAdapterError Verdict hookimpl
-""".split()
+    """.split()  # noqa: SIM905  # a paragraph reads better than fifty quoted lines
+)
 
 
 def test_public_names_documented_are_there() -> None:
     """What the documentation names can be imported: a name that goes away must be missed here."""
-    assert set(DESIGN_NAMES) <= set(netcore.__all__)
+    assert set(netcore.__all__) >= DESIGN_NAMES
 
 
 def test_public_names_are_sorted_and_exist() -> None:
