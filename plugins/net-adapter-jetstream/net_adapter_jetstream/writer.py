@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 import secrets
 import time
 from collections.abc import Callable
@@ -32,6 +33,7 @@ _MOST_ROUNDS: Final = 32
 _LOOK_BACK: Final = 2048
 """How many messages are looked at where the last one carries no marks."""
 _LOOK_BACK_BYTES: Final = 32 << 20
+_PAUSE_S: Final = 0.002
 _MOST_OWN: Final = 64
 _HOUR_S: Final = 3600
 _NS_PER_MS: Final = 1_000_000
@@ -103,7 +105,9 @@ class Writer:
         """Store a batch; see `netcore.Adapter.append`."""
         async with self._lock:
             deserted = False
-            for _ in range(_MOST_ROUNDS):
+            for turn in range(_MOST_ROUNDS):
+                if turn > 1:  # another writer is as quick: let chance decide who goes first
+                    await asyncio.sleep(random.uniform(0, _PAUSE_S * turn))  # noqa: S311
                 try:
                     if await self._round(batch):
                         return

@@ -124,7 +124,7 @@ asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
 
 async def test_two_producers_and_two_consumers_in_four_processes(nats: NatsServer, prefix: str) -> None:
     """Each consumer sees every event of both producers once, each producer's in order."""
-    batches = 40
+    batches = 12
     total = batches * 10 * 3 * 2
 
     def spawn(program: str, *arguments: str) -> subprocess.Popen[bytes]:
