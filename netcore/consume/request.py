@@ -77,7 +77,11 @@ class ConsumeRequest:
             raise ConfigError(f"cursor must be the str of an earlier response, not {cursor!r:.60}")
         if ordering not in ("causal", "shard"):
             raise ConfigError(f'ordering must be "causal" or "shard", not {ordering!r}')
-        if isinstance(settle_ms, bool) or not isinstance(settle_ms, int | float) or not 0 <= settle_ms <= 3.6e6:
+        if (
+            isinstance(settle_ms, bool)
+            or not isinstance(settle_ms, int | float)
+            or not 0 <= settle_ms <= 3.6e6
+        ):
             raise ConfigError(f"settle_ms must be a number from 0 to 3,600,000, not {settle_ms!r}")
         values = {
             "limit": limit,

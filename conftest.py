@@ -1,0 +1,17 @@
+"""What every test in the repository shares, the plugins' tests included: Hypothesis's two profiles."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+# Timings on a shared machine say nothing about a test, hence no deadline and no "too slow".
+settings.register_profile(
+    "default", max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile(
+    "ci", max_examples=400, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+# `--hypothesis-profile` and the variable choose; Hypothesis itself would take its own "ci" where CI is set.
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))

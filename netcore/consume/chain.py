@@ -1,0 +1,99 @@
+"""Chains of polls: how one begins, what it does about streams that come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from netcore.consume.cursor import NO_KEY, Cursor, Entry
+from netcore.consume.reader import Call, Reader, describe
+from netcore.contracts.adapter import Stream
+from netcore.errors import AdapterError, CursorError, TransientAdapterError
+
+__all__ = ["Chains"]
+
+
+class Chains:
+    """Pins, enters and retires the streams of cursors.
+
+    Args:
+        reader: bounded calls of the adapter.
+        tick: draws the bus's clock.
+    """
+
+    __slots__ = ("_adapter", "_reader", "_tick")
+
+    def __init__(self, reader: Reader, tick: Callable[[], int]) -> None:
+        self._reader = reader
+        self._adapter = reader.adapter
+        self._tick = tick
+
+    async def begin(self, start: str | int) -> Cursor:
+        """Pin every stream as `start` says.
+
+        Raises:
+            AdapterError: a stream could not be pinned; nothing was begun.
+        """
+        # Drawn before the streams are listed: whatever is not in that list is newer than this.
+        since = self._tick() if start == "tail" else 0
+        try:
+            _, streams = await self._reader.listing()
+        except AdapterError as error:
+            raise TransientAdapterError(f"cannot begin a chain of polls: {describe(error)}") from error
+        calls: list[Call]
+        if isinstance(start, int):
+            calls = [partial(self._adapter.seek, stream, start) for stream in streams]
+        else:
+            calls = [partial(self._adapter.bounds, stream) for stream in streams]
+        entries: dict[Stream, Entry] = {}
+        for stream, answer in zip(streams, await self._reader.gather(calls), strict=True):
+            if isinstance(answer, CursorError):
+                raise answer
+            if isinstance(answer, Exception):
+                raise TransientAdapterError(
+                    f"cannot begin a chain of polls: shard {stream.shard}: {describe(answer)}; try again"
+                ) from answer
+            position = answer if isinstance(start, int) else answer[start == "tail"]
+            entries[stream] = (position, NO_KEY)
+        return Cursor(self._adapter.identity(), start, since, entries)
+
+    async def follow(
+        self, cursor: Cursor, streams: Sequence[Stream]
+    ) -> tuple[Cursor, dict[Stream, Exception]]:
+        """Enter streams that the chain hears of now, drop those that are gone for good.
+
+        Returns:
+            The cursor, itself if nothing changed, and the streams that could not be entered.
+
+        Raises:
+            CursorError: the adapter refuses a position.
+        """
+        known = cursor.entries
+        failed: dict[Stream, Exception] = {}
+        if fresh := [stream for stream in streams if stream not in known]:
+            entries: dict[Stream, Entry] = {}
+            for stream, answer in zip(fresh, await self._enter(cursor, fresh), strict=True):
+                if isinstance(answer, CursorError):
+                    raise answer
+                if isinstance(answer, Exception):
+                    failed[stream] = answer
+                else:
+                    entries[stream] = (answer, NO_KEY)
+            cursor = cursor.moved(entries, cursor.turn)
+        if len(cursor.entries) + len(failed) > len(streams):
+            cursor = await self._retire(cursor, streams)
+        return cursor, failed
+
+    async def _enter(self, cursor: Cursor, fresh: list[Stream]) -> list[Any]:
+        if cursor.start != "tail":
+            return [None] * len(fresh)
+        calls = [partial(self._adapter.enter, stream, cursor.since) for stream in fresh]
+        return await self._reader.gather(calls)
+
+    async def _retire(self, cursor: Cursor, streams: Sequence[Stream]) -> Cursor:
+        unlisted = cursor.entries.keys() - set(streams)
+        (answer,) = await self._reader.gather([partial(self._adapter.retired, sorted(unlisted))])
+        if isinstance(answer, Exception) or not answer:
+            return cursor  # no harm in keeping an entry
+        return cursor.without(set(answer) & unlisted)

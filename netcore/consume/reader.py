@@ -1,0 +1,320 @@
+"""Bounded reads: what a poll asks of its adapter, and what becomes of answers that never come.
+
+A stream whose read hangs costs one poll at most the time-out. From then on it is a *suspect*:
+polls report it at once, and one probe at a time asks for it in the background, until it answers.
+The same holds for the listing of the streams, whose suspect is `None`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Final
+
+from netcore.contracts.adapter import Adapter, ReadRequest, ShardPage, Stream
+from netcore.errors import AdapterError, CursorError, TransientAdapterError
+from netcore.runtime import Runtime, Signal, Task
+
+__all__ = ["Call", "HungError", "Reader", "describe"]
+
+Call = Callable[[], Awaitable[Any]]
+
+MAX_AT_ONCE: Final = 64
+_GRACE_S: Final = 0.1
+_PROBE_FIRST_S: Final = 0.05
+_PROBE_LAST_S: Final = 5.0
+_ALONE_FACTOR: Final = 10
+_PENDING: Final = object()
+_log = logging.getLogger("netcore.consume")
+
+
+class HungError(TransientAdapterError, TimeoutError):
+    """A call did not answer in time and was cancelled.
+
+    Attributes:
+        task: the call, if it ignores its cancellation, else None.
+    """
+
+    def __init__(self, timeout: float, task: Task | None = None) -> None:
+        super().__init__(f"no answer within {timeout:g} s; it is being probed in the background")
+        self.task = task
+
+
+def describe(error: BaseException) -> str:
+    """Word an error for `failed_shards`: its type only where the message alone says too little."""
+    text = str(error)
+    return text if isinstance(error, AdapterError) and text else f"{type(error).__name__}: {text}"
+
+
+class _Suspect:
+    """A stream (or the listing) that hung, and the task that probes it."""
+
+    __slots__ = ("error", "probe")
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.probe: Task | None = None
+
+
+class Reader:
+    """Reads an adapter with deadlines. Loop thread only; used by many polls at once.
+
+    Args:
+        adapter: an open adapter.
+        runtime: the loop.
+        timeout_s: bound on each call.
+    """
+
+    def __init__(self, adapter: Adapter[Any], runtime: Runtime, timeout_s: float) -> None:
+        self.adapter = adapter
+        self._runtime = runtime
+        self._timeout = timeout_s
+        self._inline = adapter.capabilities.inline
+        self._many = _prefers_many(type(adapter))
+        self._alone_until = 0.0
+        self._suspects: dict[Stream | None, _Suspect] = {}
+        self._strays: set[Task] = set()
+        self._closed = False
+
+    def suspect(self, stream: Stream | None) -> Exception | None:
+        """Return why a stream (None: the listing) is not to be asked now, or None if it may be."""
+        entry = self._suspects.get(stream) if self._suspects else None
+        return None if entry is None else entry.error
+
+    async def call(self, call: Call) -> Any:
+        """Make one call within the time-out.
+
+        Raises:
+            HungError: no answer.
+            Exception: whatever the adapter raised.
+        """
+        (answer,) = await self.gather([call])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def gather(self, calls: Sequence[Call], timeout: float | None = None) -> list[Any]:
+        """Make calls side by side, at most 64 at once, all within one time-out.
+
+        Returns:
+            One answer a call, in order: what it returned, or the exception it raised, `HungError`
+            where nothing came. Never raises but for cancellation, which ends the calls too.
+        """
+        limit = self._timeout if timeout is None else timeout
+        if self._inline:
+            return await self._in_turn(calls, limit)
+        batch = _Gathering(self._runtime, calls)
+        answers = await batch.run(limit)
+        for answer in answers:
+            if isinstance(answer, HungError) and answer.task is not None:
+                self._strays.add(answer.task)
+        self._strays = {task for task in self._strays if not task.done}
+        return answers
+
+    async def _in_turn(self, calls: Sequence[Call], limit: float) -> list[Any]:
+        """Await calls that promise never to suspend, in this very task."""
+        answers: list[Any] = []
+
+        async def all_of_them() -> None:
+            for call in calls:
+                try:
+                    answers.append(await call())
+                except Exception as error:
+                    answers.append(error)
+
+        try:
+            await self._runtime.within(all_of_them(), limit)
+        except TimeoutError:
+            answers.append(HungError(limit))
+        answers += [_starved(limit)] * (len(calls) - len(answers))
+        return answers
+
+    async def listing(self) -> tuple[object, list[Stream]]:
+        """Take a snapshot, then list the streams.
+
+        Raises:
+            AdapterError: it failed, or hung now or before.
+        """
+        if (known := self.suspect(None)) is not None:
+            raise known
+        try:
+            snapshot, streams = await self.call(self._listing)
+        except HungError as error:
+            self._accuse(None, self._listing, error)
+            raise
+        except AdapterError:
+            raise
+        except Exception as error:
+            _log.warning("listing the streams of %s failed", self.adapter.kind, exc_info=error)
+            raise TransientAdapterError(describe(error)) from error
+        return snapshot, streams
+
+    async def _listing(self) -> tuple[object, list[Stream]]:
+        snapshot = await self.adapter.snapshot()
+        return snapshot, list(await self.adapter.streams())
+
+    async def read(self, requests: Sequence[ReadRequest], snapshot: object) -> list[ShardPage | Exception]:
+        """Read several streams of which none is a suspect.
+
+        Raises:
+            CursorError: a position is none of this store.
+        """
+        answers: list[Any]
+        if self._many and self._runtime.now() >= self._alone_until:
+            answers = await self._read_together(requests, snapshot)
+        else:
+            answers = await self._read_alone(requests, snapshot, self._timeout)
+        for request, answer in zip(requests, answers, strict=True):
+            if isinstance(answer, CursorError):
+                raise answer
+            if isinstance(answer, HungError):
+                self._accuse(
+                    request.stream, partial(self.adapter.read, request.stream, request.after, 1), answer
+                )
+        return answers
+
+    async def _read_together(self, requests: Sequence[ReadRequest], snapshot: object) -> list[Any]:
+        """One `read_many`; if that hangs, one `read` a stream, which tells which of them hangs."""
+        half = self._timeout if self._inline else self._timeout / 2
+        (answer,) = await self.gather([partial(self.adapter.read_many, requests, snapshot)], half)
+        if isinstance(answer, HungError):
+            answers = await self._read_alone(requests, snapshot, half)
+            if not any(isinstance(page, HungError) for page in answers):
+                # Nobody to name, so nothing would keep the next poll from waiting as long again.
+                self._alone_until = self._runtime.now() + _ALONE_FACTOR * self._timeout
+            return answers
+        if isinstance(answer, CursorError):
+            raise answer
+        if isinstance(answer, Exception):
+            return [answer] * len(requests)
+        if not isinstance(answer, list) or len(answer) != len(requests):
+            wrong = TransientAdapterError(
+                f"{self.adapter.kind}: read_many must return a list of {len(requests)} pages, not {answer!r:.80}"
+            )
+            return [wrong] * len(requests)
+        return [_checked(page, self.adapter.kind) for page in answer]
+
+    async def _read_alone(
+        self, requests: Sequence[ReadRequest], snapshot: object, timeout: float
+    ) -> list[Any]:
+        read = self.adapter.read
+        calls = [partial(read, each.stream, each.after, each.limit, snapshot) for each in requests]
+        return [_checked(page, self.adapter.kind) for page in await self.gather(calls, timeout)]
+
+    def _accuse(self, stream: Stream | None, call: Call, error: HungError) -> None:
+        """Report the stream at once from now on, and probe it."""
+        if stream in self._suspects or self._closed:
+            return
+        suspect = self._suspects[stream] = _Suspect(error)
+        name = "the listing of streams" if stream is None else f"shard {stream.shard}"
+        _log.warning("%s: reading %s hangs; probing it in the background", self.adapter.kind, name)
+        suspect.probe = self._runtime.spawn(partial(self._probe, stream, call, error.task), "netcore probe")
+
+    async def _probe(self, stream: Stream | None, call: Call, stray: Task | None) -> None:
+        """Ask again and again, one call at a time, until any answer comes, be it an error."""
+        pause = _PROBE_FIRST_S
+        try:
+            while not self._closed:
+                if stray is not None:
+                    await stray.join()  # it ends by itself or when the adapter is closed
+                await self._runtime.sleep(pause)
+                pause = min(pause * 2, _PROBE_LAST_S)
+                (answer,) = await _Gathering(self._runtime, [call]).run(self._timeout)
+                if not isinstance(answer, HungError):
+                    return
+                stray = answer.task
+        finally:
+            self._suspects.pop(stream, None)
+
+    async def aclose(self) -> None:
+        """End the probes. Bounded: whatever ignores its cancellation is left behind."""
+        self._closed = True
+        probes = [suspect.probe for suspect in self._suspects.values() if suspect.probe is not None]
+        await end_tasks(self._runtime, [*probes, *self._strays], 1.0)
+
+
+class _Gathering:
+    """One `Reader.gather` with tasks."""
+
+    __slots__ = ("_answers", "_calls", "_ended", "_runtime", "_signal")
+
+    def __init__(self, runtime: Runtime, calls: Sequence[Call]) -> None:
+        self._runtime = runtime
+        self._calls = calls
+        self._answers: list[Any] = [_PENDING] * len(calls)
+        self._ended: list[int] = []
+        self._signal: Signal = runtime.signal()
+
+    async def _one(self, index: int) -> None:
+        try:
+            self._answers[index] = await self._calls[index]()
+        except Exception as error:
+            self._answers[index] = error
+        finally:
+            self._ended.append(index)
+            self._signal.set()
+
+    async def run(self, timeout: float) -> list[Any]:
+        deadline = self._runtime.now() + timeout
+        waiting = iter(range(len(self._calls)))
+        running: dict[int, Task] = {}
+        try:
+            while self._start(waiting, running):
+                left = deadline - self._runtime.now()
+                if left <= 0 or not await self._signal.wait(left):
+                    break
+                while self._ended:
+                    running.pop(self._ended.pop())
+        except BaseException:
+            for task in running.values():
+                task.cancel()
+            raise
+        if running:
+            await self._give_up(running, timeout)
+        return [_starved(timeout) if answer is _PENDING else answer for answer in self._answers]
+
+    def _start(self, waiting: Iterable[int], running: dict[int, Task]) -> bool:
+        if len(running) < MAX_AT_ONCE:
+            for index in waiting:
+                running[index] = self._runtime.spawn(partial(self._one, index), "netcore read")
+                if len(running) == MAX_AT_ONCE:
+                    break
+        return bool(running)
+
+    async def _give_up(self, running: dict[int, Task], timeout: float) -> None:
+        """Cancel what is left; an answer that came in the last moment still counts."""
+        late = [index for index in running if self._answers[index] is _PENDING]
+        await end_tasks(self._runtime, list(running.values()), _GRACE_S)
+        for index in late:
+            task = running[index]
+            self._answers[index] = HungError(timeout, None if task.done else task)
+
+
+async def end_tasks(runtime: Runtime, tasks: Sequence[Task], grace_s: float) -> None:
+    """Cancel tasks and wait for them, together at most `grace_s` seconds."""
+    for task in tasks:
+        task.cancel()
+    deadline = runtime.now() + grace_s
+    for task in tasks:
+        await task.join(max(0.0, deadline - runtime.now()))
+
+
+def _starved(timeout: float) -> Exception:
+    return TransientAdapterError(f"not asked: other streams took the whole {timeout:g} s")
+
+
+def _checked(page: Any, kind: str) -> Any:
+    if isinstance(page, ShardPage | Exception):
+        return page
+    return TransientAdapterError(f"{kind}: read must return a ShardPage, not {page!r:.80}")
+
+
+def _prefers_many(cls: type[Adapter[Any]]) -> bool:
+    """Tell whether `read_many` is defined in a more derived class than `read`, or in the same."""
+    for base in cls.__mro__:
+        if "read_many" in vars(base):
+            return base is not Adapter
+        if "read" in vars(base):
+            return False
+    return False

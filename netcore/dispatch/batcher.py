@@ -1,0 +1,113 @@
+"""When a batch leaves its shard, and what is in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import accumulate
+from operator import attrgetter
+from bisect import bisect_right
+from typing import Final
+
+from netcore.events import IndexedEvent
+from netcore.ingest.shard import Shard
+
+__all__ = ["Batcher"]
+
+_raw: Final = attrgetter("raw")
+
+
+class Batcher:
+    """Cuts a shard's events into batches.
+
+    A batch leaves at `max_events`, or `delay_s` after its first event was accepted, whichever
+    comes first; a flush, a shutdown or a removal cuts the delay. A batch is never empty, never
+    over `max_events`, and never over `max_bytes` of payload unless it is a single event.
+
+    Args:
+        shard: whose events.
+        max_events: ceiling of a batch, the adapter's own limit included.
+        max_bytes: ceiling of a batch's payload bytes, or None.
+        delay_s: seconds.
+        now: monotonic seconds.
+    """
+
+    __slots__ = ("_delay_s", "_max_bytes", "_max_events", "_now", "_shard", "_since")
+
+    def __init__(
+        self,
+        shard: Shard,
+        *,
+        max_events: int,
+        max_bytes: int | None,
+        delay_s: float,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._shard = shard
+        self._max_events = max_events
+        self._max_bytes = max_bytes
+        self._delay_s = delay_s
+        self._now = now
+        self._since: float | None = None
+        """When the delay of the events now in the ring began: no later than the first of them came."""
+
+    async def next(self) -> list[IndexedEvent]:
+        """Wait for a batch; empty once the ring is sealed and drained.
+
+        What it returns stays in `shard.held` until settled.
+        """
+        shard = self._shard
+        ring = shard.ring
+        while True:
+            if shard.held:
+                return self._cut()
+            allowed = await self._pass_fences()
+            waiting = len(ring.entries)
+            if not waiting:
+                if ring.sealed:
+                    return []
+                if ring.doze():
+                    self._since = None
+                    await shard.signal.wait()
+                    ring.awake()
+                    self._since = self._now()
+                continue
+            if waiting < self._max_events and not self._hurried():
+                begun = self._since = self._now() if self._since is None else self._since
+                left = begun + self._delay_s - self._now()
+                if left > 0:
+                    if ring.doze(self._max_events - 1):
+                        await shard.signal.wait(left)
+                        ring.awake()
+                    continue
+            # Events that come during the dispatch arrive after this moment.
+            self._since = self._now()
+            shard.held = ring.take(min(self._max_events, allowed))
+
+    def _hurried(self) -> bool:
+        ring = self._shard.ring
+        return ring.sealed or self._shard.stopping or any(mark.settle_at is None for mark in ring.marks)
+
+    def _cut(self) -> list[IndexedEvent]:
+        """Return as much of what is held as fits into one batch."""
+        held = self._shard.held
+        if self._max_bytes is None:
+            return held
+        sizes = list(accumulate(map(len, map(_raw, held))))
+        if sizes[-1] <= self._max_bytes:
+            return held
+        return held[: max(1, bisect_right(sizes, self._max_bytes))]
+
+    async def _pass_fences(self) -> int:
+        """Wait at a fence; return how many events may be taken before the next one."""
+        shard = self._shard
+        while shard.fences:
+            fence = shard.fences[0]
+            if fence.passed() or self._now() >= fence.deadline:
+                shard.fences.pop(0)
+                continue
+            ahead = fence.position - shard.ring.drained - shard.ring.evicted
+            if ahead > 0:
+                return ahead
+            await shard.signal.wait(min(0.1, fence.deadline - self._now()))
+        return self._max_events

@@ -1,0 +1,178 @@
+"""Getting a shard's batches stored: retries, bisection, dead letters, and the worker's loop."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from netcore.contracts.adapter import Adapter, Batch
+from netcore.dispatch.batcher import Batcher
+from netcore.errors import AdapterRefusedError, FatalAdapterError, TransientAdapterError
+from netcore.events import IndexedEvent
+from netcore.ingest.shard import Shard
+from netcore.runtime import Progress, Runtime
+
+__all__ = ["Backoff", "DispatchEvents", "Dispatcher"]
+
+_log = logging.getLogger("netcore.dispatch")
+TURN_S: Final = 0.001
+"""How long a worker may keep the loop to itself when its adapter never suspends."""
+
+
+class Backoff:
+    """Waits between attempts: random in [1/2, 1] of 20 ms * 2^k, at most 2 s.
+
+    Source: "equal jitter" in M. Brooker, "Exponential Backoff And Jitter" (2015).
+    """
+
+    FIRST_S: Final = 0.02
+    LONGEST_S: Final = 2.0
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+
+    def seconds(self, attempt: int, *, longest: bool = False) -> float:
+        """Return the wait after the attempt with this number, from 0."""
+        ceiling = self.LONGEST_S if longest else min(self.LONGEST_S, self.FIRST_S * 2 ** min(attempt, 16))
+        return ceiling * (0.5 + 0.5 * self._rng.random())
+
+
+class DispatchEvents(msgspec.Struct, frozen=True, kw_only=True):
+    """What a dispatcher tells its bus, on the loop thread; neither may raise.
+
+    Attributes:
+        dispatched: (shard id, events, seconds) after a batch was stored; None if nobody listens.
+        dead_letter: (shard id, sequence number, event, error) for each event given up.
+    """
+
+    dispatched: Callable[[int, int, float], None] | None
+    dead_letter: Callable[[int, int, IndexedEvent, Exception], None]
+
+
+class Dispatcher:
+    """One shard's worker.
+
+    Args:
+        shard: whose events.
+        batcher: cuts its batches.
+        adapter: stores them.
+        producer: the bus's name on its batches.
+        runtime: the loop.
+        progress: notified after each settled batch.
+        events: who is told what.
+        unexpected: counts an unexpected exception of the adapter.
+        timeout_s: bounds each attempt.
+        rng: for the backoff.
+    """
+
+    def __init__(
+        self,
+        *,
+        shard: Shard,
+        batcher: Batcher,
+        adapter: Adapter[Any],
+        producer: str,
+        runtime: Runtime,
+        progress: Progress,
+        events: DispatchEvents,
+        unexpected: Callable[[Exception], None],
+        timeout_s: float,
+        rng: random.Random,
+    ) -> None:
+        self._shard = shard
+        self._batcher = batcher
+        self._adapter = adapter
+        self._producer = producer
+        self._runtime = runtime
+        self._progress = progress
+        self._events = events
+        self._unexpected = unexpected
+        self._timeout_s = timeout_s
+        self._backoff = Backoff(rng)
+
+    async def run(self) -> None:
+        """Drain the shard until its ring is sealed and empty."""
+        turn_ends = time.monotonic() + TURN_S
+        while events := await self._batcher.next():
+            await self._store(Batch(
+                producer=self._producer,
+                shard=self._shard.id,
+                first_seq=self._shard.next_seq,
+                events=events,  # type: ignore[arg-type]  # list is invariant; adapters only read
+            ))
+            now = time.monotonic()
+            if now > turn_ends:
+                await self._runtime.checkpoint()
+                turn_ends = time.monotonic() + TURN_S
+
+    async def _store(self, batch: Batch) -> None:
+        """Return once the batch is settled: stored, or bisected down to what can't be."""
+        started = time.monotonic()
+        attempt = 0
+        while True:
+            try:
+                self._shard.attempt_started = time.monotonic()
+                await self._runtime.within(self._adapter.append(batch), self._timeout_s)
+            except FatalAdapterError as error:
+                await self._bisect(batch, error)
+                return
+            except AdapterRefusedError as error:
+                delay = self._refused(error, self._backoff.seconds(attempt, longest=True))
+            except (TransientAdapterError, TimeoutError) as error:
+                delay = self._refused(error, self._backoff.seconds(attempt))
+            except Exception as error:
+                self._unexpected(error)
+                delay = self._refused(error, self._backoff.seconds(attempt))
+            else:
+                self._stored(batch, time.monotonic() - started)
+                return
+            finally:
+                self._shard.attempt_started = None
+            attempt += 1
+            self._shard.retries += 1
+            await self._runtime.sleep(delay)
+
+    def _refused(self, error: Exception, delay: float) -> float:
+        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        if isinstance(error, TimeoutError) and not isinstance(error, TransientAdapterError):
+            text = f"append gave no answer within {self._timeout_s:g} s"
+        if text != self._shard.last_error:
+            _log.warning("shard %d: %s; will retry until it is stored", self._shard.id, text)
+        self._shard.last_error = text
+        return delay
+
+    def _stored(self, batch: Batch, seconds: float) -> None:
+        shard = self._shard
+        count = len(batch.events)
+        shard.dispatched += count
+        shard.batches += 1
+        shard.last_batch_ms = seconds * 1e3
+        self._settle(count)
+        if self._events.dispatched is not None:
+            self._events.dispatched(shard.id, count, seconds)
+
+    def _settle(self, count: int) -> None:
+        shard = self._shard
+        shard.next_seq += count
+        shard.held = [] if count == len(shard.held) else shard.held[count:]
+        shard.last_error = ""
+        shard.last_progress = time.monotonic()
+        self._progress.notify()
+
+    async def _bisect(self, batch: Batch, error: FatalAdapterError) -> None:
+        """Store all of a refused batch but the events that make it so."""
+        events = batch.events
+        if len(events) == 1:
+            event: Any = events[0]
+            self._shard.dead_lettered += 1
+            self._settle(1)
+            self._events.dead_letter(self._shard.id, batch.first_seq, event, error)
+            return
+        middle = len(events) // 2
+        for first, half in ((0, events[:middle]), (middle, events[middle:])):
+            await self._store(msgspec.structs.replace(batch, first_seq=batch.first_seq + first, events=half))

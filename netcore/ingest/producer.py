@@ -1,0 +1,415 @@
+"""The ingest calls: route, stamp, push; and what happens when that is not enough.
+
+The fast path is the body of `ingest_raw`: hash, slot, a length against a limit, clock, append,
+one look at `attention`. No lock, no system call, no await. `_settle_push` and `_enter` below are
+the slow path: a sleeping worker, a full ring, a ring that was sealed or whose slots moved.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
+from typing import Any, Final
+
+import msgspec
+import xxhash
+
+from netcore.contracts.policies import BackpressurePolicy, FullShard, Verdict
+from netcore.errors import BackpressureError, ClosedError, PayloadError
+from netcore.events import Event, IndexedEvent, RawEvent
+from netcore.ingest.ring import Gate, Ring, Waiter
+from netcore.ingest.router import MASK, Router
+from netcore.runtime import Runtime
+from netcore.stats import IngestSummary
+
+__all__ = ["Producer"]
+
+_log = logging.getLogger("netcore.ingest")
+_hash: Final = xxhash.xxh3_64_intdigest
+_encode: Final = msgspec.json.Encoder().encode
+CHUNK: Final = 1024
+
+Key = str | bytes | None
+Accepted = tuple[int, int]
+
+
+class Producer:
+    """What `EventBus` inherits its `ingest*` and `put` from.
+
+    Args:
+        router: slot table and clock.
+        policy: decides at a full ring.
+        refusal: makes the `ClosedError` that says why ingest is refused now.
+    """
+
+    __slots__ = ("_clock", "_complaints", "_policy", "_refusal", "_router", "_runtime")
+
+    def __init__(self, router: Router, policy: BackpressurePolicy, refusal: Callable[[], ClosedError]) -> None:
+        self._router = router
+        self._clock = router.clock
+        self._policy = policy
+        self._refusal = refusal
+        self._runtime: Runtime | None = None
+        self._complaints: set[type[BaseException]] = set()
+
+    # -- the fast path ---------------------------------------------------------------------------
+
+    def ingest_raw(self, event: bytes | RawEvent | Event, key: Key = None) -> Accepted | None:
+        """Ingest a payload as it is: no parse. Non-blocking, any thread.
+
+        Amortised cost: a few C calls; no lock, no system call while the ring has room.
+
+        Args:
+            event: the payload, or a `RawEvent` that may carry its route hash.
+            key: events of one key meet one shard, in order; default: the payload routes itself.
+
+        Returns:
+            `(shard, ts)`; or None if the backpressure policy discarded the event.
+
+        Raises:
+            PayloadError: not bytes (text: `Event.from_str`, objects: `ingest`).
+            BackpressureError: the ring is full and the policy refused.
+            ClosedError: the bus is not open.
+        """
+        data: Any = event
+        if event.__class__ is bytes:
+            try:
+                route = _hash(data if key is None else key)
+            except (TypeError, ValueError):
+                raise _bad_key(key) from None
+        else:
+            data, route = _normalise(event, key)
+        gate, entries, append, shard = self._router.routes[route & MASK]
+        if len(entries) < gate.limit:
+            ts = self._clock.tick()
+            append(entry := IndexedEvent(0, shard, ts, data))  # type: ignore[arg-type]
+            if gate.attention:
+                return self._settle_push(gate, entry, route)
+            return shard, ts
+        return self._enter(data, route)
+
+    def ingest(self, event: Any, key: Key = None) -> Accepted | None:
+        """Ingest an event: an `Event`, or anything msgspec encodes as JSON, encoded once.
+
+        dict, list, str, numbers, Struct, dataclass, attrs, datetime, UUID, Enum, ... NaN and
+        infinities become `null`, as msgspec writes them. Bytes are refused, since JSON has none.
+
+        Args:
+            event: the event.
+            key: as for `ingest_raw`.
+
+        Returns:
+            `(shard, ts)`; or None if the backpressure policy discarded the event.
+
+        Raises:
+            PayloadError: it cannot be encoded; the message names the type.
+            BackpressureError: the ring is full and the policy refused.
+            ClosedError: the bus is not open.
+        """
+        if isinstance(event, RawEvent):
+            return self.ingest_raw(event, key)
+        return self.ingest_raw(event.raw if isinstance(event, Event) else _encoded(event), key)
+
+    def ingest_raw_many(self, events: Iterable[bytes | RawEvent | Event]) -> IngestSummary:
+        """Ingest many payloads; each is routed by its own hash, order is kept in each shard.
+
+        Never raises midway: what was refused is listed, the rest is accepted.
+
+        Returns:
+            `IngestSummary(accepted, rejected, discarded, error)`: indices into `events`.
+
+        Raises:
+            PayloadError: `events` is no iterable of payloads but a single one; nothing accepted.
+        """
+        if isinstance(events, bytes | bytearray | memoryview | str | RawEvent | Event):
+            raise PayloadError("ingest_raw_many takes a sequence of payloads; use ingest_raw for one")
+        items = events if isinstance(events, list) else list(events)
+        summary = _Summary()
+        for first in range(0, len(items), CHUNK):
+            chunk = items if len(items) <= CHUNK else items[first : first + CHUNK]
+            if set(map(type, chunk)) != {bytes} or not self._push_chunk(chunk, first, summary):
+                for index, item in enumerate(chunk, first):
+                    summary.add(index, self.ingest_raw, item)
+        return summary.finish()
+
+    def ingest_many(self, events: Iterable[Any]) -> IngestSummary:
+        """Ingest many events; what `ingest` takes, and what `ingest_raw_many` says of many.
+
+        Returns:
+            `IngestSummary(accepted, rejected, discarded, error)`: indices into `events`.
+
+        Raises:
+            PayloadError: `events` is a single event (a dict, text, bytes); nothing was accepted.
+        """
+        if isinstance(events, dict | str | bytes | bytearray | RawEvent | Event):
+            raise PayloadError("ingest_many takes a sequence of events; use ingest for one")
+        summary = _Summary()
+        for index, event in enumerate(events):
+            summary.add(index, self.ingest, event)
+        return summary.finish()
+
+    async def put(self, event: Any, key: Key = None) -> Accepted | None:
+        """Ingest, waiting for room if the policy says so; takes all that `ingest` takes, and bytes.
+
+        Waits without a deadline (the caller's own choice of `block`). Cancelled while it waits, it
+        has not accepted the event. Under other policies it acts as `ingest`.
+
+        Returns:
+            `(shard, ts)`; or None if the policy discarded the event.
+
+        Raises:
+            PayloadError, BackpressureError, ClosedError: as `ingest`.
+        """
+        data, route = _normalise(event if isinstance(event, bytes | Event | RawEvent) else _encoded(event), key)
+        while True:
+            outcome = self._try_enter(data, route, may_wait=True)
+            if not isinstance(outcome, Ring):
+                return outcome
+            runtime = self._runtime
+            if runtime is None:
+                raise self._refusal()
+            signal = runtime.signal()
+            waiter = Waiter(lambda: runtime.call_soon_threadsafe(signal.set))  # noqa: B023
+            if not self._queue(outcome, waiter):
+                continue
+            try:
+                await signal.wait()
+            except BaseException:
+                self._give_up(outcome, waiter)
+                raise
+            held, accepted = self._claim(outcome, waiter, data)
+            if held:
+                return accepted
+
+    # -- the slow path ---------------------------------------------------------------------------
+
+    def _settle_push(self, gate: Gate, entry: IndexedEvent, route: int) -> Accepted | None:
+        """Decide on a pushed event whose gate asked for attention."""
+        ring = gate.ring
+        with ring.lock:
+            moved = ring.sealed or (
+                gate is not ring.gate and self._router.routes[route & MASK][0].ring is not ring
+            )
+            if not moved and ring.depth <= ring.capacity:
+                if ring.wanted:
+                    ring.rouse()
+                return entry.shard, entry.ts
+            if not ring.withdraw(entry):  # the worker has it, so it counts as accepted
+                if moved:
+                    self._router.moved_late(ring, route)
+                return entry.shard, entry.ts
+        return self._enter(entry.raw, route)
+
+    def _enter(self, data: bytes, route: int) -> Accepted | None:
+        """Get an event in, asking the policy if the ring is full; blocks a thread if it says so."""
+        while True:
+            outcome = self._try_enter(data, route, may_wait=False)
+            if not isinstance(outcome, Ring):
+                return outcome
+            granted = threading.Event()
+            waiter = Waiter(granted.set)
+            if not self._queue(outcome, waiter):
+                continue
+            try:
+                granted.wait()
+            except BaseException:
+                self._give_up(outcome, waiter)
+                raise
+            held, accepted = self._claim(outcome, waiter, data)
+            if held:
+                return accepted
+
+    def _try_enter(self, data: bytes, route: int, *, may_wait: bool) -> Accepted | Ring | None:
+        """Push, or do what the policy says; the ring to wait for if it says to wait."""
+        while True:
+            ring = self._router.routes[route & MASK][0].ring
+            with ring.lock:
+                if ring.sealed:
+                    if ring.shard < 0 or self._router.routes[route & MASK][0].ring is ring:
+                        raise self._refusal()
+                    continue
+                if ring.room:
+                    return self._push(ring, data)
+                ring.full_hits += 1
+                full = FullShard(ring.shard, min(len(ring.entries), ring.capacity), ring.capacity, data)
+            verdict = self._ask(full)
+            if verdict is Verdict.WAIT:
+                if may_wait or self._runtime is None or self._runtime.thread_id != threading.get_ident():
+                    return ring
+                with ring.lock:
+                    ring.rejected += 1
+                raise BackpressureError(
+                    ring.shard,
+                    ring.capacity,
+                    "ingest would block the bus's own event loop; use `await bus.put(...)` there",
+                )
+            with ring.lock:
+                if ring.sealed:
+                    continue
+                if verdict is Verdict.EVICT:
+                    if ring.depth >= ring.capacity and ring.entries:
+                        ring.evict()
+                    return self._push(ring, data)
+                if verdict is Verdict.DISCARD:
+                    ring.discarded += 1
+                    return None
+                ring.rejected += 1
+            raise BackpressureError(
+                ring.shard, ring.capacity, "the policy refused the event; retry later, or scale out"
+            )
+
+    def _push(self, ring: Ring, data: bytes) -> Accepted:
+        """Stamp and append with the ring's lock held."""
+        ts = self._clock.tick()
+        ring.push(IndexedEvent(0, ring.shard, ts, data))  # type: ignore[arg-type]
+        return ring.shard, ts
+
+    def _ask(self, shard: FullShard) -> Verdict:
+        """Ask the policy, with no lock held; a raising or babbling policy refuses."""
+        try:
+            verdict = self._policy.on_full(shard)
+            if isinstance(verdict, Verdict):
+                return verdict
+            raise TypeError(f"on_full must return a Verdict, not {verdict!r}")
+        except Exception as error:
+            if type(error) not in self._complaints:
+                self._complaints.add(type(error))
+                _log.exception("backpressure policy %s failed; it refuses", type(self._policy).__name__)
+            return Verdict.REFUSE
+
+    def _queue(self, ring: Ring, waiter: Waiter) -> bool:
+        """Join the ring's queue; False if there is no longer cause to wait."""
+        with ring.lock:
+            if ring.sealed or ring.room:
+                return False
+            ring.enqueue(waiter)
+            return True
+
+    def _claim(self, ring: Ring, waiter: Waiter, data: bytes) -> tuple[bool, Accepted | None]:
+        """Use the room that was granted; (False, None) if there was none (the ring was sealed)."""
+        with ring.lock:
+            if ring.leave(waiter) and not ring.sealed:
+                accepted = self._push(ring, data)
+                ring.grant()
+                return True, accepted
+        return False, None
+
+    def _give_up(self, ring: Ring, waiter: Waiter) -> None:
+        """End a wait that was interrupted; room that was granted goes to the next."""
+        with ring.lock:
+            ring.leave(waiter)
+            ring.grant()
+
+    # -- many ------------------------------------------------------------------------------------
+
+    def _push_chunk(self, chunk: Sequence[bytes], first: int, summary: _Summary) -> bool:
+        """Push a chunk of bytes, each routed by its own hash; False if some ring may lack room.
+
+        The same look at the limit (here: for all rings at once) and at `attention` (once a ring
+        and chunk) as in `ingest_raw`, with the work between them done by C loops.
+        """
+        gates, shards = self._router.table
+        for gate in gates.values():
+            if gate.limit - len(gate.ring.entries) < len(chunk):
+                return False
+        homes = [shards[route & MASK] for route in map(_hash, chunk)]
+        # One look-up of `tick` serves this chunk; see the margins of `Clock`.
+        stamps: Any = iter(self._clock.tick, None)
+        made = list(map(IndexedEvent, repeat(0), homes, stamps, chunk))
+        appends = {shard: gate.ring.entries.append for shard, gate in gates.items()}
+        for shard, entry in zip(homes, made, strict=True):
+            appends[shard](entry)
+        summary.accepted += len(made)
+        for shard, gate in gates.items():
+            if gate.attention:
+                mine = [index for index, home in enumerate(homes) if home == shard]
+                self._settle_chunk(gate, [(first + index, made[index]) for index in mine], summary)
+        return True
+
+    def _settle_chunk(self, gate: Gate, mine: list[tuple[int, IndexedEvent]], summary: _Summary) -> None:
+        """Decide on a chunk's events in a ring whose gate asked for attention, keeping their order.
+
+        If any may not stay, all that are still there are taken back out and enter one by one.
+        """
+        ring = gate.ring
+        again: list[tuple[int, IndexedEvent]] = []
+        with ring.lock:
+            if gate is ring.gate and not ring.sealed and ring.depth <= ring.capacity:
+                if mine and ring.wanted:
+                    ring.rouse()
+                return
+            for index, entry in reversed(mine):
+                if not ring.withdraw(entry):  # the worker has this one and all before it
+                    if ring.sealed or gate is not ring.gate:
+                        self._router.moved_late(ring, _hash(entry.raw))
+                    break
+                again.append((index, entry))
+        summary.accepted -= len(again)
+        for index, entry in reversed(again):
+            summary.add(index, self.ingest_raw, entry.raw)
+
+
+class _Summary:
+    """Collects what became of many events."""
+
+    def __init__(self) -> None:
+        self.accepted = 0
+        self.rejected: list[int] = []
+        self.discarded: list[int] = []
+        self.error: Exception | None = None
+
+    def add(self, index: int, ingest: Callable[[Any], Accepted | None], event: Any) -> None:
+        try:
+            if ingest(event) is None:
+                self.discarded.append(index)
+            else:
+                self.accepted += 1
+        except Exception as error:
+            self.refuse(index, error)
+
+    def refuse(self, index: int, error: Exception) -> None:
+        self.rejected.append(index)
+        self.error = self.error or error
+
+    def finish(self) -> IngestSummary:
+        return IngestSummary(
+            accepted=self.accepted, rejected=self.rejected, discarded=self.discarded, error=self.error
+        )
+
+
+def _bad_key(key: object) -> PayloadError:
+    return PayloadError(f"key must be str, bytes or None, not {type(key).__name__}: {key!r:.60}")
+
+
+def _encoded(event: object) -> bytes:
+    if isinstance(event, bytes | bytearray | memoryview):
+        raise PayloadError("bytes are no JSON value: use ingest_raw to store them as they are, "
+                           "or Event.from_bytes if they are JSON")
+    try:
+        return _encode(event)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise PayloadError(f"cannot encode {type(event).__name__} as JSON: {error}") from error
+
+
+def _normalise(event: object, key: Key) -> tuple[bytes, int]:
+    """Return payload and route hash of anything `ingest_raw` takes."""
+    hash_: int | None = None
+    if isinstance(event, RawEvent):
+        data, hash_ = event.raw, event.hash
+    elif isinstance(event, Event):
+        data = event.raw
+    elif isinstance(event, bytes | bytearray | memoryview):
+        data = bytes(event)
+    else:
+        raise PayloadError(
+            f"ingest_raw takes bytes or RawEvent, not {type(event).__name__}: {event!r:.60}; "
+            "use Event.from_str for JSON text, or ingest for objects"
+        )
+    if key is not None:
+        try:
+            return data, _hash(key)
+        except TypeError:
+            raise _bad_key(key) from None
+    return data, _hash(data) if hash_ is None else hash_

@@ -1,0 +1,316 @@
+"""One shard's ring: where an accepted event waits for its worker.
+
+Who touches what:
+
+- `entries.append` is called by producers on any thread without a lock: one C call, atomic under
+  the interpreter lock. Everything else that changes a ring happens under `lock`: draining (the
+  worker), eviction, withdrawal and waiting (producers that met a full or sealed ring).
+- Producers reach a ring through its `gate`: below `gate.limit` they push without asking; after
+  the push they look once at `gate.attention`. Whoever wants to be noticed (a worker going to
+  sleep, a full ring, a sealed one) first sets `attention` and then looks at the entries: either
+  the look finds the event, or its producer finds the flag.
+- A ring whose slots move gets a new gate; the old one stays closed for good, so a producer that
+  was preempted in mid-push always finds out.
+
+Positions count what has left the ring at its old end (`drained + evicted`) and what is in it;
+flush marks are such positions.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from itertools import repeat, starmap
+from typing import Final
+
+from netcore.events import IndexedEvent
+
+__all__ = ["FlushMark", "Gate", "Ring", "Waiter"]
+
+SOFT_MARGIN: Final = 64
+"""Slots below the capacity in which every push takes the lock, so that capacity is exact for as
+many threads as this caught between their look at the limit and their push."""
+
+
+class Gate:
+    """What a producer looks at: push without asking below `limit`, then heed `attention`."""
+
+    __slots__ = ("attention", "limit", "ring")
+
+    def __init__(self, ring: Ring) -> None:
+        self.ring: Final = ring
+        self.limit = 0
+        self.attention = True
+
+
+class Waiter:
+    """A producer that waits for room.
+
+    Attributes:
+        notify: wakes it; any thread.
+        granted: room was set aside for it.
+    """
+
+    __slots__ = ("granted", "notify")
+
+    def __init__(self, notify: Callable[[], object]) -> None:
+        self.notify = notify
+        self.granted = False
+
+
+class FlushMark:
+    """A barrier: reached once everything below it has left the ring and is settled.
+
+    Attributes:
+        target: ring position that must have left.
+        settle_at: count of drained events that must be settled; None until `target` has left.
+    """
+
+    __slots__ = ("settle_at", "target")
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.settle_at: int | None = None
+
+
+class Ring:
+    """A bounded queue of one shard's events.
+
+    Args:
+        shard: the shard's id.
+        capacity: events it can hold, exact.
+        wake: wakes the worker; any thread.
+        moved: tells those who wait in a flush that an eviction passed their mark; any thread.
+    """
+
+    __slots__ = (
+        "asleep",
+        "capacity",
+        "discarded",
+        "drained",
+        "entries",
+        "evicted",
+        "fill_mark",
+        "full_hits",
+        "gate",
+        "lock",
+        "marks",
+        "moved",
+        "rejected",
+        "reserved",
+        "sealed",
+        "shard",
+        "soft",
+        "waiters",
+        "wake",
+        "woken_at",
+    )
+
+    def __init__(
+        self, shard: int, capacity: int, wake: Callable[[], object], moved: Callable[[], object]
+    ) -> None:
+        self.shard: Final = shard
+        self.capacity: Final = capacity
+        self.soft: Final = max(0, capacity - SOFT_MARGIN)
+        self.entries: Final[deque[IndexedEvent]] = deque()
+        self.lock: Final = threading.Lock()
+        self.wake = wake
+        self.moved = moved
+        self.drained = self.evicted = self.rejected = self.discarded = self.full_hits = 0
+        self.reserved = 0
+        self.waiters: Final[deque[Waiter]] = deque()
+        self.marks: Final[list[FlushMark]] = []
+        self.sealed = False
+        self.asleep = False
+        self.fill_mark = capacity
+        self.woken_at = 0.0
+        self.gate = Gate(self)
+        self.refresh()
+
+    # What producers ask. All but `accepted` with the lock held.
+
+    @property
+    def accepted(self) -> int:
+        """Events that were accepted so far. Nothing counts them on the way in: they have left, or
+        they are here (an event beyond the capacity is still being decided on)."""
+        return self.drained + self.evicted + min(len(self.entries), self.capacity)
+
+    @property
+    def room(self) -> bool:
+        """Whether a newcomer may enter: there is space, and nobody waits for it."""
+        return not self.waiters and self.depth < self.capacity
+
+    @property
+    def depth(self) -> int:
+        """Events here, and room set aside for waiting producers."""
+        return len(self.entries) + self.reserved
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the worker waits for what is here now."""
+        return self.asleep or len(self.entries) > self.fill_mark
+
+    def refresh(self) -> None:
+        """Set the gate by the ring's state."""
+        gate = self.gate
+        if self.sealed:
+            gate.attention, gate.limit = True, 0
+            return
+        busy = self.waiters or self.reserved
+        gate.limit = 0 if busy else min(self.soft, self.fill_mark)
+        gate.attention = self.asleep or len(self.entries) >= self.soft
+
+    def push(self, entry: IndexedEvent) -> None:
+        """Append with the lock held, and wake the worker if it waits for this."""
+        self.entries.append(entry)
+        if len(self.entries) >= self.soft:
+            self.gate.attention = True
+        if self.wanted:
+            self.rouse()
+
+    def rouse(self) -> None:
+        """Wake the worker, once."""
+        if self.asleep:
+            self.asleep = False
+            self.woken_at = time.monotonic()
+        self.fill_mark = self.capacity
+        self.refresh()
+        self.wake()
+
+    def evict(self) -> None:
+        """Throw out the oldest event."""
+        self.entries.popleft()
+        self.evicted += 1
+        if self.marks and self._pass_marks():
+            self.moved()
+
+    def withdraw(self, entry: IndexedEvent) -> bool:
+        """Take a producer's own event back out; False if the worker has it already.
+
+        Searches from the newest end, where it just went in: concurrent appends do not shift
+        indices counted from the old end, and everything that would holds the lock.
+        """
+        entries = self.entries
+        for index in range(len(entries) - 1, -1, -1):
+            if entries[index] is entry:
+                del entries[index]
+                position = self.drained + self.evicted + index
+                for mark in self.marks:
+                    if mark.target > position:
+                        mark.target -= 1
+                self._pass_marks()
+                self.grant()
+                return True
+        return False
+
+    # Waiting for room. All with the lock held.
+
+    def enqueue(self, waiter: Waiter) -> None:
+        """Let a producer wait its turn; from now on newcomers queue behind it."""
+        self.waiters.append(waiter)
+        self.refresh()
+
+    def grant(self) -> None:
+        """Set room aside for as many waiters as there is room for, oldest first."""
+        while self.waiters and self.depth < self.capacity:
+            waiter = self.waiters.popleft()
+            waiter.granted = True
+            self.reserved += 1
+            waiter.notify()
+        self.refresh()
+
+    def leave(self, waiter: Waiter) -> bool:
+        """End a producer's wait; True if it held room (now free again, for it to use at once)."""
+        if waiter.granted:
+            waiter.granted = False
+            self.reserved -= 1
+            return True
+        if waiter in self.waiters:
+            self.waiters.remove(waiter)
+        return False
+
+    # What the worker and the loop ask. These take the lock.
+
+    def take(self, most: int) -> list[IndexedEvent]:
+        """Remove and return up to `most` events, oldest first: one C call, 15 M events/s."""
+        taken: list[IndexedEvent] = []
+        entries = self.entries
+        with self.lock:
+            count = min(len(entries), most)
+            taken.extend(starmap(entries.popleft, repeat((), count)))
+            self.drained += count
+            if self.marks:
+                self._pass_marks()
+            if self.waiters:
+                self.grant()
+            else:
+                self.refresh()
+        return taken
+
+    def doze(self, fill_mark: int | None = None) -> bool:
+        """Ask to be woken at the next push or, with `fill_mark`, once more than that many wait.
+
+        False if there is cause to look again at once instead.
+        """
+        with self.lock:
+            if fill_mark is None:
+                self.asleep = True
+            else:
+                self.fill_mark = min(fill_mark, self.capacity - 1)
+            self.refresh()
+            ready = self.sealed or len(self.entries) > (0 if fill_mark is None else self.fill_mark)
+            if ready:
+                self.asleep, self.fill_mark = False, self.capacity
+                self.refresh()
+            return not ready
+
+    def awake(self) -> None:
+        """Say that the worker is up, however it was woken."""
+        with self.lock:
+            self.asleep, self.fill_mark = False, self.capacity
+            self.refresh()
+
+    def mark(self) -> FlushMark:
+        """Put a barrier behind everything accepted so far; `settled_by` tells when it is reached."""
+        with self.lock:
+            mark = FlushMark(self.drained + self.evicted + len(self.entries))
+            self.marks.append(mark)
+            self._pass_marks()
+            return mark
+
+    def unmark(self, mark: FlushMark) -> None:
+        """Forget a barrier."""
+        with self.lock:
+            if mark in self.marks:
+                self.marks.remove(mark)
+
+    def renew_gate(self) -> Gate:
+        """Close the present gate for good and return its successor."""
+        with self.lock:
+            self.gate.limit, self.gate.attention = 0, True
+            self.gate = Gate(self)
+            self.refresh()
+            return self.gate
+
+    def seal(self) -> None:
+        """Let nothing in any more; from now on the ring only shrinks. Waiting producers wake."""
+        with self.lock:
+            self.sealed = True
+            self.asleep, self.fill_mark = False, self.capacity
+            self.refresh()
+            while self.waiters:
+                self.waiters.popleft().notify()
+        self.wake()
+
+    def _pass_marks(self) -> bool:
+        """Note which marks have left the ring; True if any did just now."""
+        position = self.drained + self.evicted
+        passed = False
+        for mark in self.marks:
+            if mark.settle_at is None and position >= mark.target:
+                # What the last drain took beyond the mark need not be settled for it.
+                mark.settle_at = self.drained - (position - mark.target)
+                passed = True
+        return passed

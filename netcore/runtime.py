@@ -1,0 +1,385 @@
+"""The small door to the event loop: asyncio or trio, whichever runs.
+
+Only what the bus needs: background tasks that outlive the call that started them (so no task
+group spans two public calls), a one-waiter signal, calls with a deadline, and a thread-safe way
+in. Everything here but `Runtime.call_soon_threadsafe` belongs to the loop's own thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import sys
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+if TYPE_CHECKING:
+    import trio
+
+__all__ = ["CallTimeoutError", "Progress", "Runtime", "Signal", "Task", "current_runtime"]
+
+T = TypeVar("T")
+_log = logging.getLogger("netcore.runtime")
+
+GRACE_S: Final = 1.0
+"""How long a cancelled call is awaited before it is left behind."""
+
+
+class CallTimeoutError(TimeoutError):
+    """A bounded call did not end in time.
+
+    Attributes:
+        task: the call itself if it outlived its cancellation too, else None.
+    """
+
+    def __init__(self, timeout: float, task: Task | None) -> None:
+        state = "and ignores its cancellation" if task else "and was cancelled"
+        super().__init__(f"no answer within {timeout:g} s {state}")
+        self.task = task
+
+
+class Signal(ABC):
+    """A latch for one waiter: `set` is remembered until a `wait` takes it."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def set(self) -> None:
+        """Wake the waiter, or let the next `wait` return at once."""
+
+    @abstractmethod
+    async def wait(self, timeout: float | None = None) -> bool:
+        """Wait until set, at most `timeout` seconds; True if set, False if time ran out."""
+
+
+class Task(ABC):
+    """A background task."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether it has ended."""
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Ask it to end; does nothing once done."""
+
+    @abstractmethod
+    async def join(self, timeout: float | None = None) -> bool:
+        """Wait until it ends, at most `timeout` seconds; False if it has not."""
+
+    @abstractmethod
+    def result(self) -> Any:
+        """Return or raise what the ended task returned or raised."""
+
+
+class Runtime(ABC):
+    """One running event loop."""
+
+    name: str
+
+    def __init__(self) -> None:
+        self.thread_id: Final = threading.get_ident()
+
+    @staticmethod
+    def now() -> float:
+        """Seconds on a monotonic clock."""
+        return time.monotonic()
+
+    @abstractmethod
+    def signal(self) -> Signal:
+        """Make a signal of this loop."""
+
+    @abstractmethod
+    def spawn(self, function: Callable[[], Coroutine[Any, Any, Any]], name: str) -> Task:
+        """Start a background task owned by the loop. What it raises stays with the task."""
+
+    @abstractmethod
+    def call_soon_threadsafe(self, function: Callable[[], object]) -> bool:
+        """Run `function` soon on the loop's thread; any thread. False: the loop is gone."""
+
+    @abstractmethod
+    async def within(self, awaitable: Awaitable[T], timeout: float) -> T:
+        """Await in this very task; at `timeout` seconds cancel once and raise `TimeoutError`.
+
+        An awaitable that swallows the cancellation is awaited for as long as it takes.
+        """
+
+    @abstractmethod
+    async def checkpoint(self) -> None:
+        """Let other tasks run."""
+
+    @abstractmethod
+    async def sleep(self, seconds: float) -> None:
+        """Sleep."""
+
+    async def bounded(self, call: Callable[[], Coroutine[Any, Any, T]], timeout: float, name: str) -> T:
+        """Run a call in a task of its own and never wait longer than `timeout` + 1 s for it.
+
+        Raises:
+            CallTimeoutError: no answer; the call was cancelled or, if it ignores that, left behind.
+        """
+        task = self.spawn(call, name)
+        try:
+            if not await task.join(timeout):
+                task.cancel()
+                left_behind = not await task.join(GRACE_S)
+                raise CallTimeoutError(timeout, task if left_behind else None)
+        except BaseException:
+            task.cancel()
+            raise
+        value: T = task.result()
+        return value
+
+
+class Progress:
+    """Wakes everyone who waits for something to have moved. Loop thread only."""
+
+    __slots__ = ("_runtime", "_waiters")
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._waiters: set[Signal] = set()
+
+    def notify(self) -> None:
+        """Wake all present waiters."""
+        for signal in self._waiters:
+            signal.set()
+
+    async def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the next `notify`; False if `timeout` seconds pass first."""
+        signal = self._runtime.signal()
+        self._waiters.add(signal)
+        try:
+            return await signal.wait(timeout)
+        finally:
+            self._waiters.discard(signal)
+
+
+class _AsyncioSignal(Signal):
+    __slots__ = ("_flag", "_future", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._flag = False
+        self._future: asyncio.Future[None] | None = None
+
+    def set(self) -> None:
+        self._flag = True
+        self._release()
+
+    def _release(self) -> None:
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
+
+    async def wait(self, timeout: float | None = None) -> bool:
+        if not self._flag:
+            self._future = self._loop.create_future()
+            timer = None if timeout is None else self._loop.call_later(max(0.0, timeout), self._release)
+            try:
+                await self._future
+            finally:
+                self._future = None
+                if timer is not None:
+                    timer.cancel()
+        fired, self._flag = self._flag, False
+        return fired
+
+
+class _AsyncioTask(Task):
+    __slots__ = ("_task",)
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self._task = task
+        task.add_done_callback(_retrieve)
+
+    @property
+    def done(self) -> bool:
+        return self._task.done()
+
+    def cancel(self) -> None:
+        self._task.cancel()
+
+    async def join(self, timeout: float | None = None) -> bool:
+        if not self._task.done():
+            await asyncio.wait({self._task}, timeout=timeout)
+        return self._task.done()
+
+    def result(self) -> Any:
+        return self._task.result()
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    """Take the exception, so that asyncio does not log it as never retrieved."""
+    if not task.cancelled():
+        task.exception()
+
+
+class _AsyncioRuntime(Runtime):
+    name = "asyncio"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[Any]] = set()  # the loop itself keeps weak references only
+
+    def signal(self) -> Signal:
+        return _AsyncioSignal(self._loop)
+
+    def spawn(self, function: Callable[[], Coroutine[Any, Any, Any]], name: str) -> Task:
+        task = self._loop.create_task(function(), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return _AsyncioTask(task)
+
+    def call_soon_threadsafe(self, function: Callable[[], object]) -> bool:
+        try:
+            self._loop.call_soon_threadsafe(function)
+        except RuntimeError:
+            return False
+        return True
+
+    async def within(self, awaitable: Awaitable[T], timeout: float) -> T:
+        async with asyncio.timeout(timeout):
+            return await awaitable
+
+    async def checkpoint(self) -> None:
+        await asyncio.sleep(0)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class _TrioSignal(Signal):
+    __slots__ = ("_event", "_flag")
+
+    def __init__(self) -> None:
+        self._flag = False
+        self._event: trio.Event | None = None
+
+    def set(self) -> None:
+        self._flag = True
+        if self._event is not None:
+            self._event.set()
+
+    async def wait(self, timeout: float | None = None) -> bool:
+        import trio
+
+        if not self._flag:
+            self._event = trio.Event()
+            try:
+                with trio.move_on_after(math.inf if timeout is None else max(0.0, timeout)):
+                    await self._event.wait()
+            finally:
+                self._event = None
+        fired, self._flag = self._flag, False
+        return fired
+
+
+class _TrioTask(Task):
+    __slots__ = ("_ended", "_error", "_scope", "_value")
+
+    def __init__(self, function: Callable[[], Coroutine[Any, Any, Any]], name: str) -> None:
+        import trio
+
+        self._scope = trio.CancelScope()
+        self._ended = trio.Event()
+        self._value: Any = None
+        self._error: BaseException | None = None
+        trio.lowlevel.spawn_system_task(self._run, function, name=name)
+
+    async def _run(self, function: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        # Whatever a system task lets escape takes the whole trio run down, so nothing may escape
+        # but trio's own cancellation of system tasks at the end of the run.
+        try:
+            with self._scope:
+                self._value = await function()
+            if self._scope.cancelled_caught:
+                self._error = CallTimeoutError(0, None)
+        except Exception as error:
+            self._error = error
+        finally:
+            self._ended.set()
+
+    @property
+    def done(self) -> bool:
+        return self._ended.is_set()
+
+    def cancel(self) -> None:
+        self._scope.cancel()
+
+    async def join(self, timeout: float | None = None) -> bool:
+        import trio
+
+        if not self._ended.is_set():
+            with trio.move_on_after(math.inf if timeout is None else max(0.0, timeout)):
+                await self._ended.wait()
+        return self._ended.is_set()
+
+    def result(self) -> Any:
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+class _TrioRuntime(Runtime):
+    name = "trio"
+
+    def __init__(self) -> None:
+        import trio
+
+        super().__init__()
+        self._token = trio.lowlevel.current_trio_token()
+
+    def signal(self) -> Signal:
+        return _TrioSignal()
+
+    def spawn(self, function: Callable[[], Coroutine[Any, Any, Any]], name: str) -> Task:
+        return _TrioTask(function, name)
+
+    def call_soon_threadsafe(self, function: Callable[[], object]) -> bool:
+        import trio
+
+        try:
+            self._token.run_sync_soon(function)
+        except trio.RunFinishedError:
+            return False
+        return True
+
+    async def within(self, awaitable: Awaitable[T], timeout: float) -> T:
+        import trio
+
+        with trio.move_on_after(timeout):
+            return await awaitable
+        raise TimeoutError
+
+    async def checkpoint(self) -> None:
+        import trio
+
+        await trio.lowlevel.checkpoint()
+
+    async def sleep(self, seconds: float) -> None:
+        import trio
+
+        await trio.sleep(seconds)
+
+
+def current_runtime() -> Runtime:
+    """Return the door to the loop that runs in this thread.
+
+    Raises:
+        RuntimeError: no event loop runs here; use `netcore.blocking` in code without one.
+    """
+    try:
+        return _AsyncioRuntime()
+    except RuntimeError:
+        trio_module: Any = sys.modules.get("trio")
+        if trio_module is not None and trio_module.lowlevel.in_trio_run():
+            return _TrioRuntime()
+    raise RuntimeError("no event loop runs in this thread; use netcore.blocking.EventBus without one")
