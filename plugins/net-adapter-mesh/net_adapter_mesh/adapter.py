@@ -30,6 +30,7 @@ from netcore import (
     FatalAdapterError,
     Health,
     ShardPage,
+    StoredEvent,
     Stream,
     TransientAdapterError,
 )
@@ -37,7 +38,7 @@ from netcore import (
 __all__ = ["MeshAdapter"]
 
 _FIRST_TABLES_S: Final = 1.0
-_REMEMBERED: Final = 65_536
+MAX_PAYLOAD_BYTES: Final = MAX_BATCH_BYTES // 2
 
 
 class MeshAdapter(Adapter[MeshConfig]):
@@ -57,7 +58,7 @@ class MeshAdapter(Adapter[MeshConfig]):
     capabilities: ClassVar[Capabilities] = Capabilities(
         shared=True,
         watermark=True,
-        max_payload_bytes=MAX_BATCH_BYTES // 2,
+        max_payload_bytes=MAX_PAYLOAD_BYTES,
         max_batch_events=16_384,
         max_batch_bytes=4 << 20,
     )
@@ -156,9 +157,7 @@ class MeshAdapter(Adapter[MeshConfig]):
         if batch.first_seq + len(events) > expected:
             if batch.first_seq < expected:
                 events = events[expected - batch.first_seq :]
-            body = encode_body(events)
-            if len(body) > MAX_BATCH_BYTES:
-                raise FatalAdapterError(f"a batch of {len(body):,} bytes; at most {MAX_BATCH_BYTES:,} fit")
+            body = _body(events)
             w = self._context.watermark(batch)
             entry = self._log.stage(batch.shard, [event.ts for event in events], w, self._vector(), body)
             self._expected[key] = batch.first_seq + len(batch.events)
@@ -342,3 +341,18 @@ class MeshAdapter(Adapter[MeshConfig]):
             return {}
         return self._final or report(self.config, self._log, self._node)
 
+
+
+def _body(events: list[StoredEvent]) -> bytes:
+    """Encode a batch.
+
+    Raises:
+        FatalAdapterError: a payload, or the batch, is larger than a frame may be.
+    """
+    longest = max(len(event.raw) for event in events)
+    if longest > MAX_PAYLOAD_BYTES:
+        raise FatalAdapterError(f"a payload of {longest:,} bytes; at most {MAX_PAYLOAD_BYTES:,} fit")
+    body = encode_body(events)
+    if len(body) > MAX_BATCH_BYTES:
+        raise FatalAdapterError(f"a batch of {len(body):,} bytes; at most {MAX_BATCH_BYTES:,} fit")
+    return body
