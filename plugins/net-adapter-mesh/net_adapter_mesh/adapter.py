@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import time
@@ -9,13 +10,17 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar, Final
 
+import anyio
+import anyio.to_thread
+import msgspec
 import zmq
 
 from net_adapter_mesh.bridge import Bell
 from net_adapter_mesh.config import MeshConfig
+from net_adapter_mesh.durable import SqliteStore
 from net_adapter_mesh.frames import INFINITY, MAX_BATCH_BYTES, encode_body
 from net_adapter_mesh.lane import Entry, Vector
-from net_adapter_mesh.log import Log, Store
+from net_adapter_mesh.log import Log, Mark, Store
 from net_adapter_mesh.node import Node
 from net_adapter_mesh.reader import Reader
 from net_adapter_mesh.report import report
@@ -66,6 +71,8 @@ class MeshAdapter(Adapter[MeshConfig]):
     def __init__(self, config: MeshConfig) -> None:
         super().__init__(config)
         self._keys = load_keys(config)
+        if config.log is not None:
+            self.capabilities = msgspec.structs.replace(type(self).capabilities, durable=True)  # type: ignore[misc]
         self._node: Node | None = None
         self._closed = False
         self._expected: dict[tuple[str, int], int] = {}
@@ -86,8 +93,9 @@ class MeshAdapter(Adapter[MeshConfig]):
         """
         self._context = context
         self._pid = os.getpid()
-        self._store = self._open_store()
-        self._log = Log(self._own, self.config, self._store)
+        await self._open_log(context.logger)
+        self._own = self._log.own
+        context.observe(self._log.greatest)
         self._reader = Reader(self._log)
         self._bell = Bell(self._answer)
         self._observed = 0
@@ -106,6 +114,7 @@ class MeshAdapter(Adapter[MeshConfig]):
         try:
             node.start()
         except zmq.ZMQError as error:
+            self._store.close(1.0)
             raise TransientAdapterError(f"cannot listen on {self.config.listen}: {error}") from error
         self._node = node
         if self.config.peers:
@@ -113,11 +122,30 @@ class MeshAdapter(Adapter[MeshConfig]):
                 await self._bell.until(lambda: node.settled, _FIRST_TABLES_S)
             except BaseException:
                 node.stop(1.0)
+                self._store.close(1.0)
                 raise
 
-    def _open_store(self) -> Store:
-        self._own = self._new_origin()
-        return MemoryStore()
+    async def _open_log(self, logger: logging.Logger) -> None:
+        """Make the log, or load it; reading a large one does not block the loop."""
+        if self.config.log is None:
+            self._store: Store = MemoryStore()
+            self._log = Log(self._new_origin(), self.config, self._store)
+            return
+
+        def load() -> tuple[SqliteStore, Log]:
+            store = SqliteStore(self.config, logger)
+            try:
+                log = Log(store.origin, self.config, store)
+                for kept in store.load():
+                    log.restore(kept)
+                log.settle()
+                self._expected = store.expected()
+            except BaseException:
+                store.close(1.0)
+                raise
+            return store, log
+
+        self._store, self._log = await anyio.to_thread.run_sync(load)
 
     def _new_origin(self) -> str:
         """Name a new incarnation; a configured name gets a suffix, so that restarts differ."""
@@ -162,7 +190,7 @@ class MeshAdapter(Adapter[MeshConfig]):
             entry = self._log.stage(batch.shard, [event.ts for event in events], w, self._vector(), body)
             self._expected[key] = batch.first_seq + len(batch.events)
             self._last[batch.shard] = entry.lsn
-            self._put(entry)
+            self._put(entry, (batch.producer, batch.shard, self._expected[key]))
             node.appended()
         await self._settled(node, self._last.get(batch.shard, 0))
 
@@ -172,8 +200,8 @@ class MeshAdapter(Adapter[MeshConfig]):
             self._deps = dict(self._reader.returned)
         return self._deps
 
-    def _put(self, entry: Entry) -> None:
-        self._store.put(self._own, [entry], partial(self._stored, entry))
+    def _put(self, entry: Entry, mark: Mark | None = None) -> None:
+        self._store.put(self._own, [entry], partial(self._stored, entry), mark)
 
     def _stored(self, entry: Entry) -> None:
         """Publish an own entry that the store has taken; any thread."""
@@ -193,7 +221,8 @@ class MeshAdapter(Adapter[MeshConfig]):
 
         if not await self._bell.until(enough, self.config.timeout_ms / 1000):
             if self._log.lane.head < lsn:
-                raise TransientAdapterError("the log has not taken the batch yet")
+                why = self._store.failure or "it is behind"
+                raise TransientAdapterError(f"the log has not taken the batch yet: {why}")
             raise TransientAdapterError(
                 f"{self._count(node, lsn)} of {acks} peers have stored the batch; it stays in the log"
             )
@@ -307,6 +336,7 @@ class MeshAdapter(Adapter[MeshConfig]):
         finally:
             self._final = report(self.config, self._log, node)
             node.stop(max(0.5, deadline - time.monotonic()))
+            self._store.close(max(0.5, deadline - time.monotonic()))
             self._bell.ring()
 
     async def _part(self, node: Node, deadline: float) -> None:
@@ -321,7 +351,10 @@ class MeshAdapter(Adapter[MeshConfig]):
         await self._bell.until(everybody, deadline - time.monotonic())
 
     def _seal(self) -> int:
-        return INFINITY
+        """Return the last watermark: a lane in memory ends here, a durable one may go on."""
+        if self.config.log is None:
+            return INFINITY
+        return 1 + max((view.key for view in self._log.lane.streams.values()), default=0)
 
     async def health(self) -> Health:
         """Tell whether the I/O thread lives and how many peers are linked."""
@@ -330,6 +363,8 @@ class MeshAdapter(Adapter[MeshConfig]):
             return Health(ok=False, reason="closed")
         if node.failure is not None:
             return Health(ok=False, reason=f"the I/O thread died: {node.failure!r}")
+        if self._store.failure:
+            return Health(ok=False, reason=f"the log cannot be written: {self._store.failure}")
         linked = len(node.exchange.links)
         if self.config.acks > linked:
             return Health(ok=False, reason=f"{linked} peers are linked, acks={self.config.acks}")

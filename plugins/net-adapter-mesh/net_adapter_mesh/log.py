@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from net_adapter_mesh.causal import Visibility
 from net_adapter_mesh.frames import LaneRow, WireEntry
 from net_adapter_mesh.lane import Entry, Lane, Limits, StreamView, Vector
 
-__all__ = ["Kept", "Log", "Store"]
+__all__ = ["Kept", "Log", "Mark", "Store"]
 
 _EMPTY: Final[Vector] = {}
+Mark: TypeAlias = tuple[str, int, int]
+"""Producer, shard, next expected sequence number."""
 
 
 class Kept(NamedTuple):
@@ -30,8 +32,13 @@ class Kept(NamedTuple):
 class Store(Protocol):
     """Where entries are kept beside memory. `put` answers through a callback, maybe at once."""
 
-    def put(self, origin: str, entries: Sequence[Entry], done: Callable[[], None]) -> None:
-        """Keep the entries, then call `done` (any thread); of one origin in order."""
+    failure: str
+    """Why nothing can be kept at present, or ""."""
+
+    def put(
+        self, origin: str, entries: Sequence[Entry], done: Callable[[], None], mark: Mark | None = None
+    ) -> None:
+        """Keep the entries and the mark, then call `done` (any thread); of one origin in order."""
 
     def drop(self, origin: str, entries: Sequence[Entry]) -> None:
         """Let go of trimmed entries."""
@@ -41,6 +48,9 @@ class Store(Protocol):
 
     def cached(self, entry: Entry) -> None:
         """Take note of an entry whose body is in memory, to bound how many are."""
+
+    def close(self, timeout: float) -> None:
+        """Finish what was asked for and release everything, within `timeout` seconds."""
 
 
 class Log:
@@ -66,6 +76,7 @@ class Log:
         self._visibility = Visibility(self.lanes, own, self._show)
         self._touched: set[tuple[str, int]] = set()
         self._next_lsn = 1
+        self._w = 0  # watermark of the last staged entry
         self._ends: dict[int, tuple[int, int]] = {}  # shard -> next position, last key
 
     @property
@@ -88,7 +99,7 @@ class Log:
             view.next, view.key = position, key
             view.visible = max(view.visible, view.earliest)
         if kept.origin == self.own:
-            self._next_lsn = lane.head + 1
+            self._next_lsn, self._w = lane.head + 1, lane.w
             self._ends = dict(kept.ends)
         self.greatest = max([self.greatest, *(view.key for view in lane.streams.values())])
 
@@ -101,10 +112,12 @@ class Log:
     def stage(self, shard: int, stamps: Sequence[int], w: int, deps: Vector, body: bytes) -> Entry:
         """Number a batch of this node (or, with no stamps, a bare watermark). Loop thread only."""
         start, key = self._ends.get(shard, (0, 0))
-        lo = max(key, stamps[0]) if stamps else 0
-        hi = max(key, max(stamps)) if stamps else 0
-        lane = self.lane
-        entry = Entry(self._next_lsn, shard, start, len(stamps), max(w, lane.w), lo, hi, deps, body)
+        lo = hi = 0
+        if stamps:  # keys rise in a shard, and never fall below a watermark that was given out
+            lo = max(key, self._w, stamps[0])
+            hi = max(lo, max(stamps))
+        self._w = max(w, self._w)
+        entry = Entry(self._next_lsn, shard, start, len(stamps), self._w, lo, hi, deps, body)
         self._next_lsn += 1
         if stamps:
             self._ends[shard] = (entry.end, hi)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from net_adapter_mesh.lane import Entry
+from net_adapter_mesh.log import Mark
 
 __all__ = ["MemoryStore"]
 
@@ -12,7 +13,11 @@ __all__ = ["MemoryStore"]
 class MemoryStore:
     """Keeps nothing beside what the lanes hold."""
 
-    def put(self, origin: str, entries: Sequence[Entry], done: Callable[[], None]) -> None:
+    failure = ""
+
+    def put(
+        self, origin: str, entries: Sequence[Entry], done: Callable[[], None], mark: Mark | None = None
+    ) -> None:
         """Call `done` at once."""
         done()
 
@@ -24,4 +29,7 @@ class MemoryStore:
         return None
 
     def cached(self, entry: Entry) -> None:
+        """Do nothing."""
+
+    def close(self, timeout: float) -> None:
         """Do nothing."""

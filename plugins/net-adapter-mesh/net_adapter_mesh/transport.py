@@ -118,7 +118,7 @@ class Transport:
         if listen is None:
             return
         router = self._context.socket(zmq.ROUTER)
-        self._common(router)
+        self._common(router, listen)
         router.set(zmq.ROUTER_MANDATORY, 1)
         if self._keys is not None:
             self.gate.serve(self._context)
@@ -137,7 +137,7 @@ class Transport:
     def dial(self, target: Target) -> Link:
         """Begin to connect; `connected` or `lost` follows."""
         dealer = self._context.socket(zmq.DEALER)
-        self._common(dealer)
+        self._common(dealer, target.address)
         dealer.set(zmq.RECONNECT_IVL, -1)
         dealer.set(zmq.IMMEDIATE, 1)
         if self._keys is not None:
@@ -178,7 +178,7 @@ class Transport:
         self._handlers.clear()
         self._context.destroy(200)
 
-    def _common(self, socket: zmq.Socket[Any]) -> None:
+    def _common(self, socket: zmq.Socket[Any], address: str) -> None:
         beat = int(self._config.heartbeat_ms)
         socket.set(zmq.LINGER, 0)
         socket.set(zmq.SNDHWM, 0)  # credit bounds what is queued
@@ -187,7 +187,7 @@ class Transport:
         socket.set(zmq.HEARTBEAT_TIMEOUT, max(20, beat))
         socket.set(zmq.HEARTBEAT_TTL, max(100, 2 * beat))
         socket.set(zmq.HANDSHAKE_IVL, max(1000, 4 * beat))
-        socket.set(zmq.IPV6, 1)
+        socket.set(zmq.IPV6, int("[" in address))
 
     def _watch(self, socket: zmq.Socket[Any], handler: Callable[[], None]) -> None:
         self._poller.register(socket, zmq.POLLIN)

@@ -3,8 +3,8 @@
 import pytest
 from net_adapter_mesh import MeshAdapter, MeshConfig
 
-from netcore import ReadRequest, Stream
-from netcore.testing.contract import AdapterContract
+from netcore import AdapterRefusedError, ReadRequest, Stream
+from netcore.testing.contract import AdapterContract, Writer, adapter_context, drain
 
 
 class OneOrigin(MeshAdapter):
@@ -55,3 +55,33 @@ class TestMeshInMemory(AdapterContract):
         one, two, other = await open_adapter(), await open_adapter(), await open_adapter(name="other")
         assert one.identity() == two.identity() == "mesh:net"
         assert other.identity() == "mesh:other"
+
+
+class TestMeshDurable(TestMeshInMemory):
+    """A node with its log on disk."""
+
+    @pytest.fixture
+    def make_adapter(self, tmp_path):
+        """Build nodes without peers, each in a directory of its own."""
+
+
+        def make(directory="log", **overrides):
+            return OneOrigin(MeshConfig(log=str(tmp_path / directory), **overrides))
+
+        return make
+
+    async def test_identity_names_the_store_and_no_address(self, open_adapter):
+        """Every node of a mesh has the mesh's identity, on whatever log."""
+        one, two = await open_adapter(), await open_adapter(directory="other")
+        assert one.identity() == two.identity() == "mesh:net"
+
+    async def test_another_adapter_on_the_store_reads_the_same(self, open_adapter, make_adapter):
+        """A directory has one node at a time: a second is refused and harms nothing."""
+        one = await open_adapter()
+        writer = Writer(one)
+        await writer.write([b"1"])
+        two = make_adapter()
+        with pytest.raises(AdapterRefusedError, match="in use by another process"):
+            await two.open(adapter_context())
+        await writer.write([b"2"])
+        assert [event.raw for event in await drain(one)] == [b"1", b"2"]
