@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -13,7 +14,7 @@ from net_adapter_mesh.log import Log
 
 __all__ = ["Routing"]
 
-_FAR: Final = 1 << 30
+_STALL_BEATS: Final = 0.75
 _GAP_WAIT_S: Final = 1.0
 _PENALTY_BEATS: Final = 4
 
@@ -53,6 +54,8 @@ class Routing:
         """Forget a link."""
         for origin in [origin for origin, source in self.sources.items() if source is link]:
             del self.sources[origin]
+        for key in [key for key in self._penalty if key[1] == link.peer]:
+            del self._penalty[key]
 
     def progress(self, origin: str, upto: int) -> None:
         """Take note that entries up to `upto` are on their way into the store."""
@@ -83,7 +86,7 @@ class Routing:
         for entry in fresh:
             if entry.count:
                 if entry.start > ends.get(entry.shard, 0) and self._filler(origin, link):
-                    self._penalty[origin, link.peer] = self._moved.get(origin, 0.0) + _FAR
+                    self._penalty[origin, link.peer] = time.monotonic() + _PENALTY_BEATS * self._beat
                     self.sources.pop(origin, None)
                     return False
                 ends[entry.shard] = entry.start + entry.count
@@ -98,7 +101,7 @@ class Routing:
         )
 
     def _judge(self, origin: str, source: Link | None, now: float) -> None:
-        """Punish a source that delivers nothing for a heartbeat though others are ahead."""
+        """Punish a source that delivers nothing for most of a heartbeat though others are ahead."""
         if source is None:
             return
         reached = self.reached(origin)
@@ -109,7 +112,7 @@ class Routing:
         )
         if not ahead:
             self._moved.pop(origin, None)
-        elif now - self._moved.setdefault(origin, now) > self._beat:
+        elif now - self._moved.setdefault(origin, now) > _STALL_BEATS * self._beat:
             self._penalty[origin, source.peer] = now + _PENALTY_BEATS * self._beat
             self._moved.pop(origin, None)
 

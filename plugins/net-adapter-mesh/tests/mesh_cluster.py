@@ -1,5 +1,6 @@
 """Start, drive, stop and kill node processes from a test."""
 
+import asyncio
 import base64
 import json
 import os
@@ -9,6 +10,8 @@ import sys
 import threading
 import time
 from pathlib import Path
+
+from netcore.testing.proxy import FaultyProxy
 
 SCRIPT = Path(__file__).with_name("mesh_node.py")
 
@@ -117,11 +120,50 @@ class Node:
                 pass
 
 
+class Proxy:
+    """A faulty TCP proxy in a thread of its own, so that tests may block."""
+
+    def __init__(self, address):
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        host, port = address.removeprefix("tcp://").rsplit(":", 1)
+        self._proxy = FaultyProxy(host, int(port))
+        self._run(self._proxy.start())
+        self.address = f"tcp://{self._proxy.host}:{self._proxy.port}"
+
+    def _run(self, work):
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+
+    def do(self, name, *arguments, **named):
+        """Call a method of the proxy."""
+
+        async def call():
+            return getattr(self._proxy, name)(*arguments, **named)
+
+        return self._run(call())
+
+    def delay(self, seconds):
+        self._proxy.delay = seconds
+
+    def close(self):
+        self._run(self._proxy.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+
 class Cluster:
     """Nodes of one test, ended with it."""
 
     def __init__(self):
         self.nodes = []
+        self.proxies = []
+
+    def proxy(self, node):
+        """Put a proxy in front of a node."""
+        self.proxies.append(Proxy(node.address))
+        return self.proxies[-1]
 
     def begin(self, *, options=None, **config):
         """Start a node without waiting for it."""
@@ -147,6 +189,8 @@ class Cluster:
         for node in self.nodes:
             if node.process.stdin and not node.process.stdin.closed:
                 node.quit()
+        for proxy in self.proxies:
+            proxy.close()
 
 
 def per_stream(events):

@@ -166,6 +166,30 @@ class Driver:
             positions = {s: p if p is not None else "0" for s, p in self.chains[chain].items()}
             await self.adapter.wait(positions, min(1.0, left))
 
+    async def converse(self, rounds, shards=2, pause=0.0, tag=""):
+        """Poll and answer in turns; each answer names what this node had been shown when it was made."""
+        shown, seen = [], {}
+
+        async def look():
+            for event in (await self.page("talk"))["events"]:
+                shown.append(event)
+                seen[f"{event[0]}/{event[1]}"] = event[2]
+
+        for number in range(rounds):
+            await look()
+            await self.append(number % shards, [json.dumps({"tag": tag, "n": number, "seen": seen})])
+            await asyncio.sleep(pause)
+        self.shown, self.look = shown, look
+        return len(shown)
+
+    async def heard(self, count, timeout=20.0):
+        """Go on polling after `converse` until `count` events were shown; return them in order."""
+        deadline = time.monotonic() + timeout
+        while len(self.shown) < count and time.monotonic() < deadline:
+            await self.look()
+            await asyncio.sleep(0.005)
+        return self.shown
+
     async def arrival(self, chain="main", timeout=10.0):
         """Wait for something newer and say when it was seen (wall clock, ns)."""
         await self.adapter.wait(dict(self.chains[chain]), timeout)
