@@ -100,6 +100,17 @@ class MeshAdapter(Adapter[MeshConfig]):
         self._bell = Bell(self._answer)
         self._observed = 0
         self._asked = False
+        self._reader.returned.update(self._log.lane.deps)
+        try:
+            await self._start(context)
+        except BaseException:
+            if self._node is not None:
+                self._node.stop(1.0)
+                self._node = None
+            self._store.close(1.0)
+            raise
+
+    async def _start(self, context: AdapterContext) -> None:
         node = Node(
             self.config,
             self._keys,
@@ -114,16 +125,10 @@ class MeshAdapter(Adapter[MeshConfig]):
         try:
             node.start()
         except zmq.ZMQError as error:
-            self._store.close(1.0)
             raise TransientAdapterError(f"cannot listen on {self.config.listen}: {error}") from error
         self._node = node
         if self.config.peers:
-            try:
-                await self._bell.until(lambda: node.settled, _FIRST_TABLES_S)
-            except BaseException:
-                node.stop(1.0)
-                self._store.close(1.0)
-                raise
+            await self._bell.until(lambda: node.settled, _FIRST_TABLES_S)
 
     async def _open_log(self, logger: logging.Logger) -> None:
         """Make the log, or load it; reading a large one does not block the loop."""
@@ -263,9 +268,7 @@ class MeshAdapter(Adapter[MeshConfig]):
         self._live()
         with self._log.lock:
             return [
-                Stream(shard, origin)
-                for origin, lane in self._log.lanes.items()
-                for shard in lane.streams
+                Stream(shard, origin) for origin, lane in self._log.lanes.items() for shard in lane.streams
             ]
 
     async def snapshot(self) -> object:
@@ -274,9 +277,7 @@ class MeshAdapter(Adapter[MeshConfig]):
         with self._log.lock:
             return self._log.version
 
-    async def read(
-        self, stream: Stream, after: str | None, limit: int, snapshot: object = None
-    ) -> ShardPage:
+    async def read(self, stream: Stream, after: str | None, limit: int, snapshot: object = None) -> ShardPage:
         """Return visible events after a position; what it returns counts as seen by this node."""
         self._live()
         return self._reader.read(stream, after, limit, snapshot if isinstance(snapshot, int) else None)
@@ -375,7 +376,6 @@ class MeshAdapter(Adapter[MeshConfig]):
         if self._node is None:
             return {}
         return self._final or report(self.config, self._log, self._node)
-
 
 
 def _body(events: list[StoredEvent]) -> bytes:

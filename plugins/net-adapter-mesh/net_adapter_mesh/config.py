@@ -27,7 +27,7 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     public_key: str = ""
 
 
-class MeshConfig(AdapterConfig, tag="mesh"):
+class MeshConfig(AdapterConfig, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="mesh"):
     """One node of a mesh.
 
     Attributes:

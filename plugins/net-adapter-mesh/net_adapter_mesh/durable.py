@@ -325,4 +325,3 @@ def _insert(connection: sqlite3.Connection, put: _Put) -> None:
         )
     if put.mark is not None:
         connection.execute("INSERT OR REPLACE INTO expected VALUES (?, ?, ?)", put.mark)
-

@@ -80,6 +80,9 @@ class Exchange:
         self.routing = Routing(log, members, self.links, config)
         self.acked: dict[str, int] = {}
         self.dirty = False
+        """The table has changed in a way that others should hear of soon."""
+        self.stale = False
+        """Sources have to be chosen anew."""
         self.heads_pending: set[str] = set()
         self._handlers: dict[type, Callable[[Link, Message], None]] = {
             Table: self._on_table,  # type: ignore[dict-item]
@@ -125,7 +128,7 @@ class Exchange:
             del self.links[link.peer]
             self.routing.lost(link)
             self.dirty = True
-            self.route()
+            self.stale = True
         self._news()
 
     def _on_hello(self, link: Link, hello: Hello) -> None:
@@ -193,10 +196,11 @@ class Exchange:
                 self.dirty = True
         for node, head in self.members.stored_by(self._log.own).items():
             self._acknowledge(node, head)
-        self.route()
+        self.stale = True
 
     def route(self) -> None:
         """Subscribe to each lane where it is best had."""
+        self.stale = False
         for origin, old, new in self.routing.decide(time.monotonic()):
             if old is not None and old.peer:
                 old.send(Subscribe(origin, 0, False))
@@ -241,7 +245,7 @@ class Exchange:
         fresh = self._log.wants(origin, message.entries, self.routing.pending.get(origin, 0))
         if not self.routing.acceptable(origin, link, fresh):
             self._settled(link, size)
-            self.route()
+            self.stale = True
             return
         upto = max(message.upto, fresh[-1].lsn if fresh else 0)
         self.routing.progress(origin, upto)

@@ -32,6 +32,8 @@ class Members:
         self._key = key
         self.records: dict[str, Record] = {}
         self._reach: dict[str, int] | None = None
+        self._around: dict[str, dict[str, int]] = {}
+        self._rows: dict[str, tuple[int, dict[str, LaneRow]]] = {}
         self.update([], [])
 
     def update(self, links: Iterable[str], lanes: list[LaneRow]) -> bool:
@@ -66,43 +68,41 @@ class Members:
     def distances(self) -> dict[str, int]:
         """Return the hops to each node that can be reached over links both ends list; own is 0."""
         if self._reach is None:
-            links = {node: set(record.links) for node, record in self.records.items()}
-            reach = {self.own: 0}
-            edge = [self.own]
-            while edge:
-                following = []
-                for node in edge:
-                    for other in links.get(node, ()):
-                        if other not in reach and node in links.get(other, ()):
-                            reach[other] = reach[node] + 1
-                            following.append(other)
-                edge = following
-            self._reach = reach
+            self._around.clear()
+            self._reach = self._spread(self.own, set())
         return self._reach
 
     def hops(self, start: str, target: str) -> int | None:
         """Return the hops between two nodes without passing this one, or None."""
-        if start == target:
-            return 0
-        links = {node: set(record.links) for node, record in self.records.items()}
-        seen, edge, count = {self.own, start}, [start], 0
+        self.distances()  # renews the caches if links changed
+        around = self._around.get(start)
+        if around is None:
+            around = self._around[start] = self._spread(start, {self.own})
+        return around.get(target)
+
+    def _spread(self, start: str, avoid: set[str]) -> dict[str, int]:
+        """Return the hops from `start` to whatever is connected with it."""
+        links = {node: set(record.links) for node, record in list(self.records.items())}
+        reach, edge = {start: 0}, [start]
         while edge:
-            count += 1
             following = []
             for node in edge:
                 for other in links.get(node, ()):
-                    if other not in seen and node in links.get(other, ()):
-                        if other == target:
-                            return count
-                        seen.add(other)
+                    if other not in reach and other not in avoid and node in links.get(other, ()):
+                        reach[other] = reach[node] + 1
                         following.append(other)
             edge = following
-        return None
+        return reach
 
     def lane_rows(self, node: str) -> dict[str, LaneRow]:
         """Return what a node said it holds."""
         record = self.records.get(node)
-        return {row.origin: row for row in record.lanes} if record else {}
+        if record is None:
+            return {}
+        known = self._rows.get(node)
+        if known is None or known[0] != record.version:
+            known = self._rows[node] = (record.version, {row.origin: row for row in record.lanes})
+        return known[1]
 
     def lanes(self) -> set[str]:
         """Return every lane that any reachable node holds."""
@@ -119,20 +119,16 @@ class Members:
         if origin in reach and origin != self.own:
             return True
         return any(
-            row.origin == origin and row.head > head
+            node != self.own and (row := self.lane_rows(node).get(origin)) is not None and row.head > head
             for node in reach
-            if node != self.own and (record := self.records.get(node)) is not None
-            for row in record.lanes
         )
 
     def stored_by(self, origin: str) -> dict[str, int]:
         """Return, per other node, how far it said to hold a lane."""
         return {
             node: row.head
-            for node, record in self.records.items()
-            if node != self.own
-            for row in record.lanes
-            if row.origin == origin
+            for node in self.records
+            if node != self.own and (row := self.lane_rows(node).get(origin)) is not None
         }
 
     def forget(self, now_ns: int) -> None:
@@ -141,6 +137,8 @@ class Members:
         for node in list(self.records):
             if node not in reach and self.records[node].version < now_ns - _FORGET_NS:
                 del self.records[node]
+                self._rows.pop(node, None)
+                self._reach = None
 
     def snapshot(self) -> list[Record]:
         """Return the records; from any thread."""

@@ -51,10 +51,33 @@ class Entry:
         live: retained.
     """
 
-    __slots__ = ("body", "count", "deps", "gap", "hi", "live", "lo", "lsn", "seen", "shard", "size", "start", "w")
+    __slots__ = (
+        "body",
+        "count",
+        "deps",
+        "gap",
+        "hi",
+        "live",
+        "lo",
+        "lsn",
+        "seen",
+        "shard",
+        "size",
+        "start",
+        "w",
+    )
 
     def __init__(
-        self, lsn: int, shard: int, start: int, count: int, w: int, lo: int, hi: int, deps: Vector, body: bytes | None
+        self,
+        lsn: int,
+        shard: int,
+        start: int,
+        count: int,
+        w: int,
+        lo: int,
+        hi: int,
+        deps: Vector,
+        body: bytes | None,
     ) -> None:
         self.lsn = lsn
         self.shard = shard
@@ -121,9 +144,7 @@ class StreamView:
         while self.first < len(self.items):
             entry = self.items[self.first]
             more = self.first + 1 < len(self.items)
-            full = more and (
-                self.events - entry.count >= limits.max_events or self.bytes > limits.max_bytes
-            )
+            full = more and (self.events - entry.count >= limits.max_events or self.bytes > limits.max_bytes)
             if not entry.seen or not (full or entry.hi < horizon):
                 break
             self.first += 1

@@ -145,7 +145,15 @@ class Log:
             if wire.lsn > head:
                 found.append(
                     Entry(
-                        wire.lsn, wire.shard, wire.start, wire.count, wire.w, wire.lo, wire.hi, deps, wire.body
+                        wire.lsn,
+                        wire.shard,
+                        wire.start,
+                        wire.count,
+                        wire.w,
+                        wire.lo,
+                        wire.hi,
+                        deps,
+                        wire.body,
                     )
                 )
                 head = wire.lsn
@@ -235,7 +243,9 @@ class Log:
     def rows(self) -> list[LaneRow]:
         """Return what this node holds of each lane."""
         with self.lock:
-            return [LaneRow(lane.origin, min(lane.floor, lane.head), lane.head) for lane in self.lanes.values()]
+            return [
+                LaneRow(lane.origin, min(lane.floor, lane.head), lane.head) for lane in self.lanes.values()
+            ]
 
     def heads(self, origin: str) -> tuple[int, dict[int, int]]:
         """Return a lane's head and its shards' positions."""

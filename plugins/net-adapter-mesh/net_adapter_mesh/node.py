@@ -176,6 +176,8 @@ class Node:
         self._picked.set()
         while self._commands:
             self._commands.popleft()()
+        if self.exchange.stale:
+            self.exchange.route()
         self.exchange.pump()
         now = time.monotonic()
         self._watch_watermark(now)
@@ -207,12 +209,15 @@ class Node:
         for link in list(self.exchange.links.values()):
             self.exchange.table(link)
         self.exchange.route()
-        self._log.expire()
+        if self._config.max_age_s is not None:
+            self._log.expire()
         self._holding = self._log.release(self.members.can_grow, now, self._causal_wait)
         pause = self._beat / 2
         if self._holding:
             pause = min(pause, max(0.005, self._causal_wait / 4))
-        retry = min((target.retry_at for target in self._targets.values() if target.link is None), default=now + pause)
+        retry = min(
+            (target.retry_at for target in self._targets.values() if target.link is None), default=now + pause
+        )
         self._next_tick = now + max(0.005, min(pause, retry - now))
         self._news()
 

@@ -58,7 +58,8 @@ class Reader:
             if view is None:
                 return ShardPage(events=[], position=str(position), has_more=False)
             version = log.version if snapshot is None else snapshot
-            begin, wanted, found, more = position, position + limit, [], False
+            found: list[Entry] = []
+            begin, wanted, more = position, position + limit, False
             gap: Gap | None = None
             index = view.index_after(position)
             while index < len(view.items):
@@ -115,9 +116,7 @@ class Reader:
             key = found[-1].hi
             if key > self.returned.get(stream.origin, -1):
                 self.returned[stream.origin] = key
-        return ShardPage(
-            events=events, position=str(position), has_more=more, gap=gap, undecodable=bad
-        )
+        return ShardPage(events=events, position=str(position), has_more=more, gap=gap, undecodable=bad)
 
     def _events(self, stream: Stream, entry: Entry) -> list[StoredEvent]:
         """Decode an entry, or recall it; an empty list if its body is not to be had."""

@@ -125,7 +125,9 @@ class Gatekeeper:
             frames = self.socket.recv_multipart(zmq.NOBLOCK)
         except zmq.ZMQError:
             return
-        version, request, _, address, _, mechanism, *credentials = [*frames, *[b""] * 6][: max(7, len(frames))]
+        version, request, _, address, _, mechanism, *credentials = [*frames, *[b""] * 6][
+            : max(7, len(frames))
+        ]
         known = False
         if self._keys is not None and mechanism == b"CURVE" and credentials and len(credentials[0]) == 32:
             known = self._z85(credentials[0]) in self._keys.authorized

@@ -90,9 +90,7 @@ class Transport:
         logger: for refusals.
     """
 
-    def __init__(
-        self, config: MeshConfig, keys: Keys | None, events: Events, logger: logging.Logger
-    ) -> None:
+    def __init__(self, config: MeshConfig, keys: Keys | None, events: Events, logger: logging.Logger) -> None:
         self._config = config
         self._keys = keys
         self._events = events

@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from mesh_cluster import Cluster  # noqa: E402 # the path above has to come first
+from mesh_cluster import Cluster  # the path above has to come first
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import time
 import traceback
 
 from net_adapter_mesh import MeshAdapter, MeshConfig
+
 from netcore import AdapterContext, Batch, IndexedEvent, Stream, TransientAdapterError
 
 

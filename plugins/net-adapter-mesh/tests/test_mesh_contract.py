@@ -39,7 +39,7 @@ class TestMeshInMemory(AdapterContract):
     backends = ("asyncio", "trio")
     shares_store = False  # two nodes share by being linked, not by naming a store
     retention = {"max_events": 50}  # noqa: RUF012 # a switch of the kit, read only
-    foreign_positions = ("-1", "1-0", "1.5", "x", "١", "9" * 30)
+    foreign_positions = ("-1", "1-0", "1.5", "x", "\u0661", "9" * 30)
 
     @pytest.fixture
     def make_adapter(self):
@@ -60,10 +60,11 @@ class TestMeshInMemory(AdapterContract):
 class TestMeshDurable(TestMeshInMemory):
     """A node with its log on disk."""
 
+    backends = ("asyncio",)
+
     @pytest.fixture
     def make_adapter(self, tmp_path):
         """Build nodes without peers, each in a directory of its own."""
-
 
         def make(directory="log", **overrides):
             return OneOrigin(MeshConfig(log=str(tmp_path / directory), **overrides))
