@@ -60,7 +60,7 @@ from netcore.errors import (
 )
 from netcore.events import Event, IndexedEvent, RawEvent, StoredEvent
 from netcore.plugins.spec import hookimpl
-from netcore.stats import EventBusStats, IngestSummary, ScalingRecord, ShardStats, ShutdownReport
+from netcore.stats import EventBusStats, IngestSummary, ScalingRecord, ShardStats, ShardWindow, ShutdownReport
 
 if TYPE_CHECKING:
     from net_filter_jsonpath import Filter, FilterBuilder
@@ -117,6 +117,7 @@ __all__ = [
     "ScalingRecord",
     "ShardPage",
     "ShardStats",
+    "ShardWindow",
     "ShutdownReport",
     "StoredEvent",
     "Stream",

@@ -51,9 +51,7 @@ def check_number(name: str, value: object, low: float, high: float) -> None:
         raise ConfigError(f"{name} must be a number from {low:g} to {high:g}, not {value!r}")
 
 
-class AdapterConfig(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"
-):
+class AdapterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
     """Base of an adapter's typed settings.
 
     Subclass it with the adapter's kind as the tag; validate in `__post_init__` and raise

@@ -1,22 +1,22 @@
 """Every error that netcore raises, one tree.
 
-    NetcoreError
-    ├── ConfigError (ValueError)            a setting is wrong: raised when a bus is built
-    ├── IngestError
-    │   ├── BackpressureError               the ring is full and the policy refused
-    │   └── PayloadError (ValueError)       the payload can't be taken as it is
-    ├── ClosedError (RuntimeError)          the bus is not open (not yet, or no longer)
-    ├── FlushTimeoutError (TimeoutError)    flush() gave up; names the shards
-    ├── ScalingError (ValueError)           a scaling step was refused and changed nothing
-    ├── CursorError (ValueError)            a cursor or position can't be used here
-    ├── FilterError (ValueError)            a filter is malformed
-    ├── PluginError
-    │   └── PluginNotFoundError (LookupError)   nothing installed provides this name
-    └── AdapterError
-        ├── TransientAdapterError           try again: the dispatcher does
-        ├── FatalAdapterError               this content can never be stored
-        ├── AdapterRefusedError             the backend or account refuses: mend it, nothing is lost
-        └── AdapterClosedError              the adapter was closed under the call
+NetcoreError
+├── ConfigError (ValueError)            a setting is wrong: raised when a bus is built
+├── IngestError
+│   ├── BackpressureError               the ring is full and the policy refused
+│   └── PayloadError (ValueError)       the payload can't be taken as it is
+├── ClosedError (RuntimeError)          the bus is not open (not yet, or no longer)
+├── FlushTimeoutError (TimeoutError)    flush() gave up; names the shards
+├── ScalingError (ValueError)           a scaling step was refused and changed nothing
+├── CursorError (ValueError)            a cursor or position can't be used here
+├── FilterError (ValueError)            a filter is malformed
+├── PluginError
+│   └── PluginNotFoundError (LookupError)   nothing installed provides this name
+└── AdapterError
+    ├── TransientAdapterError           try again: the dispatcher does
+    ├── FatalAdapterError               this content can never be stored
+    ├── AdapterRefusedError             the backend or account refuses: mend it, nothing is lost
+    └── AdapterClosedError              the adapter was closed under the call
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, TypeVar, overload
 
 import msgspec
@@ -173,11 +174,14 @@ class IndexedEvent(StoredEvent, frozen=True, gc=False, eq=False):
     events calls `set_index(event, n)`; the id is then `str(n)`.
     """
 
-    @property
-    def id(self) -> str:  # type: ignore[override]  # shadows the slot that holds the int
+    @property  # type: ignore[misc]  # shadows the slot, which holds the int
+    def id(self) -> str:
         """The position as text."""
         return str(_slot.__get__(self))
 
+
+new_indexed: Final[Callable[[int, int, int, bytes], IndexedEvent]] = IndexedEvent  # type: ignore[assignment]
+"""Make an `IndexedEvent` from index, shard, ts and payload (the class itself: C level)."""
 
 get_index: Final = _slot.__get__
 """Return the int that an `IndexedEvent` holds (C level: fit for `map`)."""

@@ -8,22 +8,16 @@ in. Everything here but `Runtime.call_soon_threadsafe` belongs to the loop's own
 from __future__ import annotations
 
 import asyncio
-import logging
-import math
 import sys
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final, TypeVar
-
-if TYPE_CHECKING:
-    import trio
+from typing import Any, Final, TypeVar
 
 __all__ = ["CallTimeoutError", "Progress", "Runtime", "Signal", "Task", "current_runtime"]
 
 T = TypeVar("T")
-_log = logging.getLogger("netcore.runtime")
 
 GRACE_S: Final = 1.0
 """How long a cancelled call is awaited before it is left behind."""
@@ -87,6 +81,11 @@ class Runtime(ABC):
     def __init__(self) -> None:
         self.thread_id: Final = threading.get_ident()
 
+    @property
+    @abstractmethod
+    def here(self) -> bool:
+        """Whether the caller runs on this very loop."""
+
     @staticmethod
     def now() -> float:
         """Seconds on a monotonic clock."""
@@ -103,6 +102,13 @@ class Runtime(ABC):
     @abstractmethod
     def call_soon_threadsafe(self, function: Callable[[], object]) -> bool:
         """Run `function` soon on the loop's thread; any thread. False: the loop is gone."""
+
+    def call_soon(self, function: Callable[[], object]) -> None:
+        """Run `function`: at once on the loop's own thread, else soon; any thread."""
+        if threading.get_ident() == self.thread_id:
+            function()
+        else:
+            self.call_soon_threadsafe(function)
 
     @abstractmethod
     async def within(self, awaitable: Awaitable[T], timeout: float) -> T:
@@ -229,6 +235,13 @@ class _AsyncioRuntime(Runtime):
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[Any]] = set()  # the loop itself keeps weak references only
 
+    @property
+    def here(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            return False
+
     def signal(self) -> Signal:
         return _AsyncioSignal(self._loop)
 
@@ -246,128 +259,21 @@ class _AsyncioRuntime(Runtime):
         return True
 
     async def within(self, awaitable: Awaitable[T], timeout: float) -> T:
-        async with asyncio.timeout(timeout):
-            return await awaitable
+        try:
+            async with asyncio.timeout(timeout):
+                return await awaitable
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Nobody cancelled this task: the awaitable let a cancellation of its own escape.
+            raise RuntimeError("the call cancelled itself") from error
 
     async def checkpoint(self) -> None:
         await asyncio.sleep(0)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
-
-
-class _TrioSignal(Signal):
-    __slots__ = ("_event", "_flag")
-
-    def __init__(self) -> None:
-        self._flag = False
-        self._event: trio.Event | None = None
-
-    def set(self) -> None:
-        self._flag = True
-        if self._event is not None:
-            self._event.set()
-
-    async def wait(self, timeout: float | None = None) -> bool:
-        import trio
-
-        if not self._flag:
-            self._event = trio.Event()
-            try:
-                with trio.move_on_after(math.inf if timeout is None else max(0.0, timeout)):
-                    await self._event.wait()
-            finally:
-                self._event = None
-        fired, self._flag = self._flag, False
-        return fired
-
-
-class _TrioTask(Task):
-    __slots__ = ("_ended", "_error", "_scope", "_value")
-
-    def __init__(self, function: Callable[[], Coroutine[Any, Any, Any]], name: str) -> None:
-        import trio
-
-        self._scope = trio.CancelScope()
-        self._ended = trio.Event()
-        self._value: Any = None
-        self._error: BaseException | None = None
-        trio.lowlevel.spawn_system_task(self._run, function, name=name)
-
-    async def _run(self, function: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-        # Whatever a system task lets escape takes the whole trio run down, so nothing may escape
-        # but trio's own cancellation of system tasks at the end of the run.
-        try:
-            with self._scope:
-                self._value = await function()
-            if self._scope.cancelled_caught:
-                self._error = CallTimeoutError(0, None)
-        except Exception as error:
-            self._error = error
-        finally:
-            self._ended.set()
-
-    @property
-    def done(self) -> bool:
-        return self._ended.is_set()
-
-    def cancel(self) -> None:
-        self._scope.cancel()
-
-    async def join(self, timeout: float | None = None) -> bool:
-        import trio
-
-        if not self._ended.is_set():
-            with trio.move_on_after(math.inf if timeout is None else max(0.0, timeout)):
-                await self._ended.wait()
-        return self._ended.is_set()
-
-    def result(self) -> Any:
-        if self._error is not None:
-            raise self._error
-        return self._value
-
-
-class _TrioRuntime(Runtime):
-    name = "trio"
-
-    def __init__(self) -> None:
-        import trio
-
-        super().__init__()
-        self._token = trio.lowlevel.current_trio_token()
-
-    def signal(self) -> Signal:
-        return _TrioSignal()
-
-    def spawn(self, function: Callable[[], Coroutine[Any, Any, Any]], name: str) -> Task:
-        return _TrioTask(function, name)
-
-    def call_soon_threadsafe(self, function: Callable[[], object]) -> bool:
-        import trio
-
-        try:
-            self._token.run_sync_soon(function)
-        except trio.RunFinishedError:
-            return False
-        return True
-
-    async def within(self, awaitable: Awaitable[T], timeout: float) -> T:
-        import trio
-
-        with trio.move_on_after(timeout):
-            return await awaitable
-        raise TimeoutError
-
-    async def checkpoint(self) -> None:
-        import trio
-
-        await trio.lowlevel.checkpoint()
-
-    async def sleep(self, seconds: float) -> None:
-        import trio
-
-        await trio.sleep(seconds)
 
 
 def current_runtime() -> Runtime:
@@ -381,5 +287,7 @@ def current_runtime() -> Runtime:
     except RuntimeError:
         trio_module: Any = sys.modules.get("trio")
         if trio_module is not None and trio_module.lowlevel.in_trio_run():
-            return _TrioRuntime()
+            from netcore._runtime_trio import TrioRuntime
+
+            return TrioRuntime()
     raise RuntimeError("no event loop runs in this thread; use netcore.blocking.EventBus without one")

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["EventBusStats", "IngestSummary", "ScalingRecord", "ShardStats", "ShutdownReport"]
+__all__ = ["EventBusStats", "IngestSummary", "ScalingRecord", "ShardStats", "ShardWindow", "ShutdownReport"]
 
 
 class IngestSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +25,26 @@ class IngestSummary(msgspec.Struct, frozen=True, kw_only=True):
     rejected: list[int] = []
     discarded: list[int] = []
     error: Exception | None = None
+
+
+class ShardWindow(msgspec.Struct, frozen=True, kw_only=True):
+    """Averages over the scaling monitor's last looks at a shard.
+
+    Attributes:
+        seconds: how long a time they cover.
+        utilisation: mean share of the ring in use, 0..1.
+        busy: share of the time with a batch under way, 0..1.
+        push_rate: events accepted a second.
+        drop_rate: events evicted, rejected or discarded a second.
+        batch_ms: mean duration of a dispatch, ms; 0 if there was none.
+    """
+
+    seconds: float
+    utilisation: float
+    busy: float
+    push_rate: float
+    drop_rate: float
+    batch_ms: float
 
 
 class ShardStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,9 +68,12 @@ class ShardStats(msgspec.Struct, frozen=True, kw_only=True):
         batches: batches stored.
         retries: attempts to store a batch after its first.
         last_batch_ms: duration of the last stored batch's dispatch, first attempt to acknowledgement.
+        busy_s: seconds spent in dispatching so far, waits between attempts included.
+        age_s: seconds since the shard was added.
         wedged: an adapter call outlived its time-out and its cancellation.
         leaving: being removed.
         last_error: the latest refusal of the adapter while its batch is outstanding, else "".
+        window: the last seconds' averages; None until the scaling monitor has looked twice.
     """
 
     id: int
@@ -70,9 +93,12 @@ class ShardStats(msgspec.Struct, frozen=True, kw_only=True):
     batches: int
     retries: int
     last_batch_ms: float
+    busy_s: float = 0.0
+    age_s: float = 0.0
     wedged: bool = False
     leaving: bool = False
     last_error: str = ""
+    window: ShardWindow | None = None
 
 
 class ScalingRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +123,7 @@ class EventBusStats(msgspec.Struct, frozen=True, kw_only=True):
     """A snapshot of a bus; totals include shards since removed.
 
     Attributes:
+        at: when it was taken, nanoseconds since the epoch.
         ingested: events accepted.
         rejected: refused by a policy (each raised or was listed).
         discarded: sampled out by a policy.
@@ -116,6 +143,7 @@ class EventBusStats(msgspec.Struct, frozen=True, kw_only=True):
         shards: one `ShardStats` a live shard, by id.
     """
 
+    at: int
     ingested: int
     rejected: int
     discarded: int

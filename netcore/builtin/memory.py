@@ -102,9 +102,7 @@ class MemoryAdapter(Adapter[MemoryConfig]):
         fresh = log.unseen(batch)
         if fresh:
             log.extend(fresh)
-            if self._changed is not None:
-                self._changed.set()
-                self._changed = None
+            self._notify()
 
     async def streams(self) -> list[Stream]:
         """List every shard ever appended to."""
@@ -166,9 +164,7 @@ class MemoryAdapter(Adapter[MemoryConfig]):
         """Forget everything; who waits is told."""
         self._closed, self._open = True, False
         self._logs = {}
-        if self._changed is not None:
-            self._changed.set()
-            self._changed = None
+        self._notify()
 
     async def health(self) -> Health:
         """Tell whether it is open."""
@@ -186,6 +182,12 @@ class MemoryAdapter(Adapter[MemoryConfig]):
     def _check(self) -> None:
         if not self._open:
             raise AdapterClosedError(_CLOSED if self._closed else "the memory adapter is not open yet")
+
+    def _notify(self) -> None:
+        """Have those who wait look again."""
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
     def _log(self, stream: Stream) -> _Log | None:
         """Find a stream's log, with what grew too old trimmed."""

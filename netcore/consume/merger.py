@@ -25,7 +25,10 @@ from netcore.consume.cursor import MAX_KEY, Entry
 from netcore.contracts.adapter import Gap, ShardPage, Stream
 from netcore.events import StoredEvent
 
-__all__ = ["Cut", "Merger", "Run", "ts_of"]
+__all__ = ["ANY_KEY", "Cut", "Merger", "Run", "ts_of"]
+
+ANY_KEY: Final = 1 << 200
+"""Above every key."""
 
 ts_of: Final = operator.attrgetter("ts")
 _by_stream: Final = operator.attrgetter("stream")
@@ -65,7 +68,7 @@ class Run:
         seen: how far was read, whether it went out or not.
         events, keys: the buffer; `done` of it have gone out.
         plain: every key is its event's own ts.
-        more: the last page said that more is stored.
+        more: another page may bring something.
         fresh: nothing has been read yet.
         failed: why no more is to be read in this poll, or None.
         gaps, undecodable: found in what went out.
@@ -92,10 +95,10 @@ class Run:
         self.dropped = 0
         self._marks: list[_Mark] = []
 
-    @property
-    def open(self) -> bool:
-        """Whether another page could bring something."""
-        return self.more and self.failed is None
+    def fail(self, error: Exception) -> None:
+        """Leave this run as it is: its stream cannot be read now."""
+        self.failed = error
+        self.more = False
 
     @property
     def entry(self) -> Entry:
@@ -142,6 +145,8 @@ class Run:
 
     def settle(self) -> None:
         """Fold what went out into `position`, `key`, `gaps` and `undecodable`."""
+        if not self._marks:
+            return
         whole = 0
         for mark in self._marks:
             if mark.end > self.done:
@@ -182,61 +187,62 @@ class Run:
 
 
 class Merger:
-    """One page's merge. Feed the runs; `hungry` says which need a page; `peek`, then `consume`.
+    """One page's merge. Feed the runs; `survey`, and feed what is `hungry`; `peek`, then `consume`.
 
     Args:
         runs: one a stream.
         cut: what is held back.
     """
 
-    __slots__ = ("_merged_keys", "_order", "_total", "_window", "cut", "runs")
+    __slots__ = ("_bound", "_keys", "_order", "_total", "_window", "cut", "runs")
 
     def __init__(self, runs: Iterable[Run], cut: Cut) -> None:
         self.runs = sorted(runs, key=_by_stream)
         self.cut = cut
+        self._bound = ANY_KEY
         self._window: list[tuple[Run, int]] = []
         self._order: list[int] | None = None
-        self._merged_keys: list[int] = []
+        self._keys: list[int] = []
         self._total = 0
 
-    def _bound(self) -> int:
-        """Return the key up to which every stream is known; ties with it may go out."""
-        return min((run.last_key for run in self.runs if run.open), default=MAX_KEY << 64)
+    def survey(self) -> int:
+        """Look at the runs anew, after pages were fed; return how many events could go out."""
+        bound = ANY_KEY
+        for run in self.runs:
+            if run.more and run.last_key < bound:
+                bound = run.last_key
+        self._bound = bound  # the key up to which every stream is known; ties with it may go out
+        self._window = window = []
+        total = 0
+        for run in self.runs:
+            stop = run.stop(bound, self.cut)
+            if stop > run.done:
+                window.append((run, stop))
+                total += stop - run.done
+        self._total = total
+        return total
 
-    def hungry(self, goal: int) -> list[Run]:
-        """Return the runs to refill before `goal` events can go out; none if that changes nothing."""
-        fresh = [run for run in self.runs if run.fresh and run.failed is None]
+    def hungry(self) -> list[Run]:
+        """Return the runs to refill before more than `survey` told can go out; none: nothing can."""
+        fresh = [run for run in self.runs if run.fresh and run.more]
         if fresh:
             return fresh
-        bound = self._bound()
-        if self.cut.ceiling is not None and self.cut.ceiling <= bound <= self.cut.horizon:
+        if self.cut.ceiling is not None and self.cut.ceiling <= self._bound <= self.cut.horizon:
             return []  # whatever comes is held back
-        if self.available(bound) >= goal:
-            return []
-        return [run for run in self.runs if run.open and run.last_key == bound]
-
-    def available(self, bound: int | None = None) -> int:
-        """Count the events that could go out now."""
-        limit = self._bound() if bound is None else bound
-        return sum(run.stop(limit, self.cut) - run.done for run in self.runs)
+        return [run for run in self.runs if run.more and run.last_key == self._bound]
 
     def peek(self, goal: int) -> list[StoredEvent]:
-        """Return the next events in merge order, at most `goal`; nothing moves."""
-        bound = self._bound()
-        stops = ((run, run.stop(bound, self.cut)) for run in self.runs)
-        self._window = window = [(run, stop) for run, stop in stops if stop > run.done]
+        """Return the next events in merge order, at most `goal`, as of the last `survey`."""
+        window = self._window
         parts = [run.events[run.done : stop] for run, stop in window]
-        self._total = sum(map(len, parts))
         self._order = None
-        self._merged_keys = []
         if len(parts) <= 1:
             merged = parts[0] if parts else []
         elif all(run.plain for run, _ in window):
             merged = sorted(chain.from_iterable(parts), key=ts_of)
         else:
-            keys = list(chain.from_iterable(run.keys[run.done : stop] for run, stop in window))
+            self._keys = keys = list(chain.from_iterable(run.keys[run.done : stop] for run, stop in window))
             events = list(chain.from_iterable(parts))
-            self._merged_keys = keys
             self._order = sorted(range(len(keys)), key=keys.__getitem__)
             merged = list(map(events.__getitem__, self._order[:goal]))
         return merged[:goal] if len(merged) > goal else merged
@@ -249,7 +255,7 @@ class Merger:
         elif len(self._window) == 1:
             self._window[0][0].done += count
         elif count and last is not None:
-            key = last.ts if self._order is None else self._merged_keys[self._order[count - 1]]
+            key = last.ts if self._order is None else self._keys[self._order[count - 1]]
             lows = [bisect_left(run.keys, key, run.done, stop) for run, stop in self._window]
             ties = count - sum(low - run.done for low, (run, _) in zip(lows, self._window, strict=True))
             for low, (run, stop) in zip(lows, self._window, strict=True):

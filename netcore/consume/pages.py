@@ -11,7 +11,7 @@ from math import isqrt
 from typing import Any, Final
 
 from netcore.consume.cursor import Cursor
-from netcore.consume.merger import Cut, Merger, Run
+from netcore.consume.merger import ANY_KEY, Cut, Merger, Run
 from netcore.consume.reader import Reader
 from netcore.contracts.adapter import ReadRequest, ShardPage, Stream
 from netcore.events import StoredEvent
@@ -24,7 +24,6 @@ _SCAN_FACTOR: Final = 20
 _FIRST_CHUNK: Final = 32
 _LAST_CHUNK: Final = 4096
 _GROUP: Final = 64
-_ANY_KEY: Final = 1 << 200
 
 
 def scan_budget(limit: int) -> int:
@@ -47,7 +46,7 @@ class Collector:
     """
 
     __slots__ = (
-        "_budget", "_chunk", "_floor", "_limit", "_match", "_reader", "_rest", "_snapshot",
+        "_budget", "_chunk", "_floor", "_limit", "_match", "_merged", "_reader", "_rest", "_snapshot",
         "cut", "events", "exhausted", "runs", "turn",
     )  # fmt: skip
 
@@ -74,6 +73,7 @@ class Collector:
         self.cut = cut
         self.events: list[StoredEvent] = []
         self.exhausted = False
+        self._merged = False
         self.turn = cursor.turn
         self.runs = [Run(stream, cursor.entries[stream]) for stream in sorted(streams)]
 
@@ -91,8 +91,14 @@ class Collector:
         heads = (run.keys[run.done] for run in self.runs if run.done < len(run.keys))
         return min((key for key in heads if key >= ceiling), default=None)
 
+    @property
+    def rising(self) -> bool:
+        """Whether the page is known to be in the order of the events' own timestamps."""
+        return self._merged and all(run.plain for run in self.runs)
+
     async def causal(self) -> None:
         """Fill the page in merge order."""
+        self._merged = True
         merger = Merger(self.runs, self.cut)
         spent = 0
         while (room := self._limit - len(self.events)) > 0:
@@ -115,16 +121,15 @@ class Collector:
 
     async def _refill(self, merger: Merger, goal: int, spent: int) -> bool:
         """Read until `goal` events can go out; False if no more than there is can come."""
-        while hungry := merger.hungry(goal):
+        while (ready := merger.survey()) < goal and (hungry := merger.hungry()):
             if spent + sum(run.dropped for run in self.runs) >= self._budget:
                 self.exhausted = True
-                return False
-            missing = goal - (0 if hungry[0].fresh else merger.available())
-            quota = _quota(missing, len(hungry))
+                break
+            quota = _quota(goal - ready, len(hungry))
             if any(run.dropped for run in hungry):
                 quota = max(quota, self._next_chunk())
             await self._fetch(hungry, quota)
-        return merger.available() >= goal
+        return ready >= goal
 
     def _next_chunk(self) -> int:
         """Return how far to look for a rare event: twice as far each time, up to some thousands."""
@@ -156,14 +161,14 @@ class Collector:
 
     async def _look_further(self) -> None:
         """Settle `has_more` where the page was full before every stream had been looked at."""
-        fresh = [run for run in self.runs if run.fresh and run.failed is None]
+        fresh = [run for run in self.runs if run.fresh and run.more]
         while fresh and not any(self._known_more(run) for run in self.runs):
             group, fresh = fresh[:_GROUP], fresh[_GROUP:]
             await self._fetch(group, 1)
 
     @staticmethod
     def _known_more(run: Run) -> bool:
-        return len(run.events) > run.done or (run.open and not run.fresh)
+        return len(run.events) > run.done or (run.more and not run.fresh)
 
     async def _round(self, order: Sequence[Run], share: int, spent: int, *, first: bool) -> int:
         """Serve each run its share, in order, until the page is full or the budget is spent."""
@@ -171,7 +176,7 @@ class Collector:
         reach = share if self._match is None else max(share, self._next_chunk())
         while at < len(order):
             group = order[at : at + size]
-            if empty := [run for run in group if run.open and run.done == len(run.events)]:
+            if empty := [run for run in group if run.more and run.done == len(run.events)]:
                 await self._fetch(empty, max(reach, *(min(run.dropped, _LAST_CHUNK) for run in empty)))
             for run in group:
                 before = len(self.events)
@@ -192,7 +197,7 @@ class Collector:
 
     def _serve(self, run: Run, room: int) -> int:
         """Let up to `room` events of a run's buffer go out; return how many were looked at."""
-        stop = run.stop(_ANY_KEY, self.cut)
+        stop = run.stop(ANY_KEY, self.cut)
         if self._match is None:
             stop = min(stop, run.done + room)
         taken = self._sift(run.events[run.done : stop], room)
@@ -202,8 +207,8 @@ class Collector:
 
     def _servable(self, run: Run) -> bool:
         if run.done < len(run.events):
-            return run.stop(_ANY_KEY, self.cut) > run.done
-        return run.open
+            return run.stop(ANY_KEY, self.cut) > run.done
+        return run.more
 
     def _sift(self, chunk: list[StoredEvent], room: int) -> int:
         """Put what matches into the page, at most `room`; return how many were looked at.
@@ -224,7 +229,7 @@ class Collector:
             if isinstance(page, ShardPage):
                 run.feed(page, self._floor)
             else:
-                run.failed = page
+                run.fail(page)
 
     async def _finish(self) -> None:
         for run in self.runs:

@@ -107,6 +107,11 @@ class _Attempt:
         return any(run.gaps or run.undecodable for run in runs)
 
     @property
+    def rising(self) -> bool:
+        """Whether the events are known to be in the order of their timestamps."""
+        return self.collector is not None and self.collector.rising
+
+    @property
     def seen(self) -> dict[Stream, str | None]:
         """How far each listed stream was looked at; where it could not be, the cursor's position."""
         entries = self.chain.entries
@@ -214,7 +219,7 @@ class Poller:
         shards = None if request.shards is None else frozenset(request.shards)
         response = attempt.response(matching.undecodable, shards)
         self._remember(chain)
-        self._learn(response.events)
+        self._learn(response.events, rising=attempt.rising)
         return response, base
 
     def subscribe(self, request: ConsumeRequest) -> Subscription:
@@ -248,14 +253,18 @@ class Poller:
         if len(self._cursors) > _CACHED_CURSORS:
             del self._cursors[next(iter(self._cursors))]
 
-    def _learn(self, events: list[StoredEvent]) -> None:
+    def _learn(self, events: list[StoredEvent], *, rising: bool) -> None:
         """Move the clock past what the consumer now knows, and tell the adapter."""
         if not events:
             return
-        self._clock.observe_all(list(map(ts_of, events)))
+        stamps = [events[0].ts, events[-1].ts]
+        if not rising or stamps[0] < 0 or stamps[1] > self._clock.horizon():
+            stamps = list(map(ts_of, events))
+        self._clock.observe_all(stamps)
         if self._returned is not None:
-            rising = sorted(events, key=ts_of)  # so that the greatest of an origin comes last
-            self._returned(dict(zip(map(_origin_of, rising), map(ts_of, rising), strict=True)))
+            if not rising:  # the greatest of an origin must come last
+                events = sorted(events, key=ts_of)
+            self._returned(dict(zip(map(_origin_of, events), map(ts_of, events), strict=True)))
 
     async def _attempt(self, request: ConsumeRequest, chain: Cursor, matching: _Matching) -> _Attempt:
         """Read one page. The order of the first three steps is what makes it causal.

@@ -176,7 +176,7 @@ class AdapterContext(msgspec.Struct, frozen=True, kw_only=True):
     timeout_ms: float
     causal_wait_ms: float
     max_clock_drift_ms: float
-    observe: Callable[[int], None]
+    observe: Callable[[int], object]
     watermark: Callable[[Batch | None], int]
     logger: logging.Logger
 
@@ -239,9 +239,7 @@ class Adapter(ABC, Generic[ConfigT]):
         """List the streams that hold data or are being written, whoever wrote them."""
 
     @abstractmethod
-    async def read(
-        self, stream: Stream, after: str | None, limit: int, snapshot: object = None
-    ) -> ShardPage:
+    async def read(self, stream: Stream, after: str | None, limit: int, snapshot: object = None) -> ShardPage:
         """Return what stands after a position. Non-destructive; creates nothing in the backend.
 
         Resuming after any event's `id` is exact. An unknown stream is empty. A position older than
@@ -259,8 +257,11 @@ class Adapter(ABC, Generic[ConfigT]):
 
     @abstractmethod
     async def bounds(self, stream: Stream) -> tuple[str, str]:
-        """Return `(earliest, tail)`: positions after which reading starts at the earliest retained
-        event, and at the next event to be stored. Equal for an empty or unknown stream."""
+        """Return the positions `(earliest, tail)`.
+
+        Reading after `earliest` starts at the earliest retained event; reading after `tail`, at the
+        next event to be stored. They are equal for an empty or unknown stream.
+        """
 
     async def snapshot(self) -> object:
         """Return what is visible now, opaque; each `read` of a page gets it. Default: None."""
@@ -291,8 +292,10 @@ class Adapter(ABC, Generic[ConfigT]):
         return None
 
     async def enter(self, stream: Stream, since: int) -> str | None:
-        """Return where a chain of polls that began at `since` with `start="tail"` enters a stream
-        that it hears of only now. The default is None, the beginning: the stream is new.
+        """Return where a chain of polls enters a stream that it hears of only now.
+
+        The chain began at `since` (ns) with `start="tail"`. The default is None, the beginning: the
+        stream is new.
 
         Override it where a stream may be old and merely not have been heard of, as on a mesh.
         """
@@ -324,7 +327,7 @@ class Adapter(ABC, Generic[ConfigT]):
 
     async def flush(self) -> None:
         """Make durable what `append` acknowledged, as far as the adapter buffers. Default: nothing."""
-        return None
+        return
 
     @abstractmethod
     async def close(self) -> None:

@@ -104,10 +104,12 @@ ScalingDecision: TypeAlias = AddShards | RemoveShards | NoChange
 class ScalingPolicy(ABC):
     """Decides how many shards a bus should have.
 
-    The monitor calls `decide` every `interval_ms`, on the bus's loop thread and outside any lock;
-    `suggest_scaling` calls it too. It must be a function of `stats` and of what it remembers of
-    earlier *applied* steps: two calls on one state give equal decisions. It must not block.
-    An exception is logged once per type and counts as `NoChange`.
+    The monitor calls `decide` every `interval_ms`, on the bus's loop thread and with no lock held;
+    `suggest_scaling` calls it too, so two calls on one state must give equal decisions: let it be a
+    function of `stats`, which hold the averages of the last looks (`ShardStats.window`) and the
+    steps taken so far (`scaling`), and of a clock. It must not block. An exception is logged once
+    per type and counts as `NoChange`. The monitor keeps to `min_shards`, `max_shards` and, for steps
+    of its own, `cooldown_ms`, whatever the policy says.
 
     Chosen by `name` it is built with `ScalingConfig.options` as keyword arguments.
     """

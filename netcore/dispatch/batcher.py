@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable
 from itertools import accumulate
 from operator import attrgetter
-from bisect import bisect_right
 from typing import Final
 
 from netcore.events import IndexedEvent
 from netcore.ingest.shard import Shard
+from netcore.runtime import Progress
 
 __all__ = ["Batcher"]
 
@@ -29,10 +30,11 @@ class Batcher:
         max_events: ceiling of a batch, the adapter's own limit included.
         max_bytes: ceiling of a batch's payload bytes, or None.
         delay_s: seconds.
+        progress: moves whenever any shard's batch is settled.
         now: monotonic seconds.
     """
 
-    __slots__ = ("_delay_s", "_max_bytes", "_max_events", "_now", "_shard", "_since")
+    __slots__ = ("_delay_s", "_max_bytes", "_max_events", "_now", "_progress", "_shard", "_since")
 
     def __init__(
         self,
@@ -41,12 +43,14 @@ class Batcher:
         max_events: int,
         max_bytes: int | None,
         delay_s: float,
+        progress: Progress,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._shard = shard
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._delay_s = delay_s
+        self._progress = progress
         self._now = now
         self._since: float | None = None
         """When the delay of the events now in the ring began: no later than the first of them came."""
@@ -61,7 +65,7 @@ class Batcher:
         while True:
             if shard.held:
                 return self._cut()
-            allowed = await self._pass_fences()
+            await self._pass_fences()
             waiting = len(ring.entries)
             if not waiting:
                 if ring.sealed:
@@ -82,7 +86,7 @@ class Batcher:
                     continue
             # Events that come during the dispatch arrive after this moment.
             self._since = self._now()
-            shard.held = ring.take(min(self._max_events, allowed))
+            shard.held = ring.take(self._max_events)
 
     def _hurried(self) -> bool:
         ring = self._shard.ring
@@ -98,16 +102,14 @@ class Batcher:
             return held
         return held[: max(1, bisect_right(sizes, self._max_bytes))]
 
-    async def _pass_fences(self) -> int:
-        """Wait at a fence; return how many events may be taken before the next one."""
-        shard = self._shard
-        while shard.fences:
-            fence = shard.fences[0]
+    async def _pass_fences(self) -> None:
+        """Wait while the oldest event in the ring must not leave yet; see `scaling.resharding`."""
+        fences = self._shard.ring.fences
+        while fences:
+            fence = fences[0]
             if fence.passed() or self._now() >= fence.deadline:
-                shard.fences.pop(0)
-                continue
-            ahead = fence.position - shard.ring.drained - shard.ring.evicted
-            if ahead > 0:
-                return ahead
-            await shard.signal.wait(min(0.1, fence.deadline - self._now()))
-        return self._max_events
+                fences.popleft()
+            elif self._shard.ring.head < fence.position:
+                return
+            else:
+                await self._progress.wait(min(0.1, fence.deadline - self._now()))

@@ -99,13 +99,18 @@ class Dispatcher:
         """Drain the shard until its ring is sealed and empty."""
         turn_ends = time.monotonic() + TURN_S
         while events := await self._batcher.next():
-            await self._store(Batch(
-                producer=self._producer,
-                shard=self._shard.id,
-                first_seq=self._shard.next_seq,
-                events=events,  # type: ignore[arg-type]  # list is invariant; adapters only read
-            ))
+            began = self._shard.busy_since = time.monotonic()
+            await self._store(
+                Batch(
+                    producer=self._producer,
+                    shard=self._shard.id,
+                    first_seq=self._shard.next_seq,
+                    events=events,  # type: ignore[arg-type]  # list is invariant; adapters only read
+                )
+            )
             now = time.monotonic()
+            self._shard.busy_since = None
+            self._shard.busy_s += now - began
             if now > turn_ends:
                 await self._runtime.checkpoint()
                 turn_ends = time.monotonic() + TURN_S

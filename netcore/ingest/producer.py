@@ -13,12 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
 from typing import Any, Final
 
-import msgspec
-import xxhash
-
 from netcore.contracts.policies import BackpressurePolicy, FullShard, Verdict
 from netcore.errors import BackpressureError, ClosedError, PayloadError
-from netcore.events import Event, IndexedEvent, RawEvent
+from netcore.events import Event, IndexedEvent, RawEvent, new_indexed
+from netcore.ingest.payloads import Accepted, Key, Summary, encoded, normalise, route_hash
 from netcore.ingest.ring import Gate, Ring, Waiter
 from netcore.ingest.router import MASK, Router
 from netcore.runtime import Runtime
@@ -27,12 +25,7 @@ from netcore.stats import IngestSummary
 __all__ = ["Producer"]
 
 _log = logging.getLogger("netcore.ingest")
-_hash: Final = xxhash.xxh3_64_intdigest
-_encode: Final = msgspec.json.Encoder().encode
 CHUNK: Final = 1024
-
-Key = str | bytes | None
-Accepted = tuple[int, int]
 
 
 class Producer:
@@ -46,7 +39,9 @@ class Producer:
 
     __slots__ = ("_clock", "_complaints", "_policy", "_refusal", "_router", "_runtime")
 
-    def __init__(self, router: Router, policy: BackpressurePolicy, refusal: Callable[[], ClosedError]) -> None:
+    def __init__(
+        self, router: Router, policy: BackpressurePolicy, refusal: Callable[[], ClosedError]
+    ) -> None:
         self._router = router
         self._clock = router.clock
         self._policy = policy
@@ -74,17 +69,14 @@ class Producer:
             ClosedError: the bus is not open.
         """
         data: Any = event
-        if event.__class__ is bytes:
-            try:
-                route = _hash(data if key is None else key)
-            except (TypeError, ValueError):
-                raise _bad_key(key) from None
+        if key is None and event.__class__ is bytes:
+            route = route_hash(data)
         else:
-            data, route = _normalise(event, key)
+            data, route = normalise(event, key)
         gate, entries, append, shard = self._router.routes[route & MASK]
         if len(entries) < gate.limit:
             ts = self._clock.tick()
-            append(entry := IndexedEvent(0, shard, ts, data))  # type: ignore[arg-type]
+            append(entry := new_indexed(0, shard, ts, data))
             if gate.attention:
                 return self._settle_push(gate, entry, route)
             return shard, ts
@@ -110,7 +102,7 @@ class Producer:
         """
         if isinstance(event, RawEvent):
             return self.ingest_raw(event, key)
-        return self.ingest_raw(event.raw if isinstance(event, Event) else _encoded(event), key)
+        return self.ingest_raw(event.raw if isinstance(event, Event) else encoded(event), key)
 
     def ingest_raw_many(self, events: Iterable[bytes | RawEvent | Event]) -> IngestSummary:
         """Ingest many payloads; each is routed by its own hash, order is kept in each shard.
@@ -125,8 +117,8 @@ class Producer:
         """
         if isinstance(events, bytes | bytearray | memoryview | str | RawEvent | Event):
             raise PayloadError("ingest_raw_many takes a sequence of payloads; use ingest_raw for one")
-        items = events if isinstance(events, list) else list(events)
-        summary = _Summary()
+        items: list[Any] = events if isinstance(events, list) else list(events)
+        summary = Summary()
         for first in range(0, len(items), CHUNK):
             chunk = items if len(items) <= CHUNK else items[first : first + CHUNK]
             if set(map(type, chunk)) != {bytes} or not self._push_chunk(chunk, first, summary):
@@ -145,7 +137,7 @@ class Producer:
         """
         if isinstance(events, dict | str | bytes | bytearray | RawEvent | Event):
             raise PayloadError("ingest_many takes a sequence of events; use ingest for one")
-        summary = _Summary()
+        summary = Summary()
         for index, event in enumerate(events):
             summary.add(index, self.ingest, event)
         return summary.finish()
@@ -162,7 +154,7 @@ class Producer:
         Raises:
             PayloadError, BackpressureError, ClosedError: as `ingest`.
         """
-        data, route = _normalise(event if isinstance(event, bytes | Event | RawEvent) else _encoded(event), key)
+        data, route = normalise(event if isinstance(event, bytes | Event | RawEvent) else encoded(event), key)
         while True:
             outcome = self._try_enter(data, route, may_wait=True)
             if not isinstance(outcome, Ring):
@@ -179,8 +171,7 @@ class Producer:
             except BaseException:
                 self._give_up(outcome, waiter)
                 raise
-            held, accepted = self._claim(outcome, waiter, data)
-            if held:
+            if accepted := self._claim(outcome, waiter, data, route):
                 return accepted
 
     # -- the slow path ---------------------------------------------------------------------------
@@ -196,11 +187,12 @@ class Producer:
                 if ring.wanted:
                     ring.rouse()
                 return entry.shard, entry.ts
-            if not ring.withdraw(entry):  # the worker has it, so it counts as accepted
-                if moved:
-                    self._router.moved_late(ring, route)
-                return entry.shard, entry.ts
-        return self._enter(entry.raw, route)
+            withdrawn = ring.withdraw(entry)
+        if withdrawn:
+            return self._enter(entry.raw, route)
+        if moved:
+            self._router.moved_late(ring, route)
+        return entry.shard, entry.ts  # the worker has it, so it counts as accepted
 
     def _enter(self, data: bytes, route: int) -> Accepted | None:
         """Get an event in, asking the policy if the ring is full; blocks a thread if it says so."""
@@ -217,8 +209,7 @@ class Producer:
             except BaseException:
                 self._give_up(outcome, waiter)
                 raise
-            held, accepted = self._claim(outcome, waiter, data)
-            if held:
+            if accepted := self._claim(outcome, waiter, data, route):
                 return accepted
 
     def _try_enter(self, data: bytes, route: int, *, may_wait: bool) -> Accepted | Ring | None:
@@ -226,10 +217,10 @@ class Producer:
         while True:
             ring = self._router.routes[route & MASK][0].ring
             with ring.lock:
-                if ring.sealed:
-                    if ring.shard < 0 or self._router.routes[route & MASK][0].ring is ring:
-                        raise self._refusal()
+                if self._router.routes[route & MASK][0].ring is not ring:
                     continue
+                if ring.sealed:
+                    raise self._refusal()
                 if ring.room:
                     return self._push(ring, data)
                 ring.full_hits += 1
@@ -246,7 +237,7 @@ class Producer:
                     "ingest would block the bus's own event loop; use `await bus.put(...)` there",
                 )
             with ring.lock:
-                if ring.sealed:
+                if ring.sealed or self._router.routes[route & MASK][0].ring is not ring:
                     continue
                 if verdict is Verdict.EVICT:
                     if ring.depth >= ring.capacity and ring.entries:
@@ -263,7 +254,7 @@ class Producer:
     def _push(self, ring: Ring, data: bytes) -> Accepted:
         """Stamp and append with the ring's lock held."""
         ts = self._clock.tick()
-        ring.push(IndexedEvent(0, ring.shard, ts, data))  # type: ignore[arg-type]
+        ring.push(new_indexed(0, ring.shard, ts, data))
         return ring.shard, ts
 
     def _ask(self, shard: FullShard) -> Verdict:
@@ -287,14 +278,13 @@ class Producer:
             ring.enqueue(waiter)
             return True
 
-    def _claim(self, ring: Ring, waiter: Waiter, data: bytes) -> tuple[bool, Accepted | None]:
-        """Use the room that was granted; (False, None) if there was none (the ring was sealed)."""
+    def _claim(self, ring: Ring, waiter: Waiter, data: bytes, route: int) -> Accepted | None:
+        """Use the room that was granted; None if there is none: the ring is sealed, or the key moved."""
         with ring.lock:
-            if ring.leave(waiter) and not ring.sealed:
-                accepted = self._push(ring, data)
-                ring.grant()
-                return True, accepted
-        return False, None
+            here = self._router.routes[route & MASK][0].ring is ring and not ring.sealed
+            accepted = self._push(ring, data) if ring.leave(waiter) and here else None
+            ring.grant()
+            return accepted
 
     def _give_up(self, ring: Ring, waiter: Waiter) -> None:
         """End a wait that was interrupted; room that was granted goes to the next."""
@@ -304,7 +294,7 @@ class Producer:
 
     # -- many ------------------------------------------------------------------------------------
 
-    def _push_chunk(self, chunk: Sequence[bytes], first: int, summary: _Summary) -> bool:
+    def _push_chunk(self, chunk: Sequence[bytes], first: int, summary: Summary) -> bool:
         """Push a chunk of bytes, each routed by its own hash; False if some ring may lack room.
 
         The same look at the limit (here: for all rings at once) and at `attention` (once a ring
@@ -314,10 +304,10 @@ class Producer:
         for gate in gates.values():
             if gate.limit - len(gate.ring.entries) < len(chunk):
                 return False
-        homes = [shards[route & MASK] for route in map(_hash, chunk)]
+        homes = [shards[route & MASK] for route in map(route_hash, chunk)]
         # One look-up of `tick` serves this chunk; see the margins of `Clock`.
         stamps: Any = iter(self._clock.tick, None)
-        made = list(map(IndexedEvent, repeat(0), homes, stamps, chunk))
+        made = list(map(new_indexed, repeat(0), homes, stamps, chunk))
         appends = {shard: gate.ring.entries.append for shard, gate in gates.items()}
         for shard, entry in zip(homes, made, strict=True):
             appends[shard](entry)
@@ -328,13 +318,14 @@ class Producer:
                 self._settle_chunk(gate, [(first + index, made[index]) for index in mine], summary)
         return True
 
-    def _settle_chunk(self, gate: Gate, mine: list[tuple[int, IndexedEvent]], summary: _Summary) -> None:
+    def _settle_chunk(self, gate: Gate, mine: list[tuple[int, IndexedEvent]], summary: Summary) -> None:
         """Decide on a chunk's events in a ring whose gate asked for attention, keeping their order.
 
         If any may not stay, all that are still there are taken back out and enter one by one.
         """
         ring = gate.ring
         again: list[tuple[int, IndexedEvent]] = []
+        late: int | None = None
         with ring.lock:
             if gate is ring.gate and not ring.sealed and ring.depth <= ring.capacity:
                 if mine and ring.wanted:
@@ -342,74 +333,11 @@ class Producer:
                 return
             for index, entry in reversed(mine):
                 if not ring.withdraw(entry):  # the worker has this one and all before it
-                    if ring.sealed or gate is not ring.gate:
-                        self._router.moved_late(ring, _hash(entry.raw))
+                    late = route_hash(entry.raw)
                     break
                 again.append((index, entry))
+        if late is not None:
+            self._router.moved_late(ring, late)
         summary.accepted -= len(again)
         for index, entry in reversed(again):
             summary.add(index, self.ingest_raw, entry.raw)
-
-
-class _Summary:
-    """Collects what became of many events."""
-
-    def __init__(self) -> None:
-        self.accepted = 0
-        self.rejected: list[int] = []
-        self.discarded: list[int] = []
-        self.error: Exception | None = None
-
-    def add(self, index: int, ingest: Callable[[Any], Accepted | None], event: Any) -> None:
-        try:
-            if ingest(event) is None:
-                self.discarded.append(index)
-            else:
-                self.accepted += 1
-        except Exception as error:
-            self.refuse(index, error)
-
-    def refuse(self, index: int, error: Exception) -> None:
-        self.rejected.append(index)
-        self.error = self.error or error
-
-    def finish(self) -> IngestSummary:
-        return IngestSummary(
-            accepted=self.accepted, rejected=self.rejected, discarded=self.discarded, error=self.error
-        )
-
-
-def _bad_key(key: object) -> PayloadError:
-    return PayloadError(f"key must be str, bytes or None, not {type(key).__name__}: {key!r:.60}")
-
-
-def _encoded(event: object) -> bytes:
-    if isinstance(event, bytes | bytearray | memoryview):
-        raise PayloadError("bytes are no JSON value: use ingest_raw to store them as they are, "
-                           "or Event.from_bytes if they are JSON")
-    try:
-        return _encode(event)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise PayloadError(f"cannot encode {type(event).__name__} as JSON: {error}") from error
-
-
-def _normalise(event: object, key: Key) -> tuple[bytes, int]:
-    """Return payload and route hash of anything `ingest_raw` takes."""
-    hash_: int | None = None
-    if isinstance(event, RawEvent):
-        data, hash_ = event.raw, event.hash
-    elif isinstance(event, Event):
-        data = event.raw
-    elif isinstance(event, bytes | bytearray | memoryview):
-        data = bytes(event)
-    else:
-        raise PayloadError(
-            f"ingest_raw takes bytes or RawEvent, not {type(event).__name__}: {event!r:.60}; "
-            "use Event.from_str for JSON text, or ingest for objects"
-        )
-    if key is not None:
-        try:
-            return data, _hash(key)
-        except TypeError:
-            raise _bad_key(key) from None
-    return data, _hash(data) if hash_ is None else hash_

@@ -27,7 +27,7 @@ from typing import Final
 
 from netcore.events import IndexedEvent
 
-__all__ = ["FlushMark", "Gate", "Ring", "Waiter"]
+__all__ = ["Fence", "FlushMark", "Gate", "Ring", "Waiter"]
 
 SOFT_MARGIN: Final = 64
 """Slots below the capacity in which every push takes the lock, so that capacity is exact for as
@@ -43,6 +43,23 @@ class Gate:
         self.ring: Final = ring
         self.limit = 0
         self.attention = True
+
+
+class Fence:
+    """Keeps keys' order across a move: events from `position` on wait until `passed`.
+
+    Attributes:
+        position: ring position of the first event that must wait.
+        passed: tells whether the donors' earlier events are settled; loop thread only.
+        deadline: monotonic time after which nobody waits any longer.
+    """
+
+    __slots__ = ("deadline", "passed", "position")
+
+    def __init__(self, position: int, passed: Callable[[], bool], deadline: float) -> None:
+        self.position = position
+        self.passed = passed
+        self.deadline = deadline
 
 
 class Waiter:
@@ -92,6 +109,7 @@ class Ring:
         "drained",
         "entries",
         "evicted",
+        "fences",
         "fill_mark",
         "full_hits",
         "gate",
@@ -122,6 +140,7 @@ class Ring:
         self.reserved = 0
         self.waiters: Final[deque[Waiter]] = deque()
         self.marks: Final[list[FlushMark]] = []
+        self.fences: Final[deque[Fence]] = deque()
         self.sealed = False
         self.asleep = False
         self.fill_mark = capacity
@@ -133,9 +152,17 @@ class Ring:
 
     @property
     def accepted(self) -> int:
-        """Events that were accepted so far. Nothing counts them on the way in: they have left, or
-        they are here (an event beyond the capacity is still being decided on)."""
+        """Events that were accepted so far.
+
+        Nothing counts them on the way in: they have left, or they are here (an event beyond the
+        capacity is still being decided on).
+        """
         return self.drained + self.evicted + min(len(self.entries), self.capacity)
+
+    @property
+    def head(self) -> int:
+        """How many events have left at the old end."""
+        return self.drained + self.evicted
 
     @property
     def room(self) -> bool:
@@ -196,10 +223,13 @@ class Ring:
         for index in range(len(entries) - 1, -1, -1):
             if entries[index] is entry:
                 del entries[index]
-                position = self.drained + self.evicted + index
+                position = self.head + index
                 for mark in self.marks:
                     if mark.target > position:
                         mark.target -= 1
+                for fence in self.fences:
+                    if fence.position > position:
+                        fence.position -= 1
                 self._pass_marks()
                 self.grant()
                 return True
@@ -239,6 +269,8 @@ class Ring:
         entries = self.entries
         with self.lock:
             count = min(len(entries), most)
+            if self.fences:
+                count = max(0, min(count, self.fences[0].position - self.head))
             taken.extend(starmap(entries.popleft, repeat((), count)))
             self.drained += count
             if self.marks:
@@ -275,7 +307,7 @@ class Ring:
     def mark(self) -> FlushMark:
         """Put a barrier behind everything accepted so far; `settled_by` tells when it is reached."""
         with self.lock:
-            mark = FlushMark(self.drained + self.evicted + len(self.entries))
+            mark = FlushMark(self.head + len(self.entries))
             self.marks.append(mark)
             self._pass_marks()
             return mark
@@ -285,6 +317,11 @@ class Ring:
         with self.lock:
             if mark in self.marks:
                 self.marks.remove(mark)
+
+    def put_fence(self, passed: Callable[[], bool], deadline: float) -> None:
+        """Let what is pushed from now on wait until `passed`, or until `deadline`; any thread."""
+        with self.lock:
+            self.fences.append(Fence(self.head + len(self.entries), passed, deadline))
 
     def renew_gate(self) -> Gate:
         """Close the present gate for good and return its successor."""
@@ -306,7 +343,7 @@ class Ring:
 
     def _pass_marks(self) -> bool:
         """Note which marks have left the ring; True if any did just now."""
-        position = self.drained + self.evicted
+        position = self.head
         passed = False
         for mark in self.marks:
             if mark.settle_at is None and position >= mark.target:

@@ -15,24 +15,7 @@ from netcore.ingest.ring import FlushMark, Ring
 from netcore.runtime import Signal
 from netcore.stats import ShardStats
 
-__all__ = ["Fence", "Shard"]
-
-
-class Fence:
-    """Keeps a key's order across a move: events from `position` on wait until `passed`.
-
-    Attributes:
-        position: ring position of the first event that must wait.
-        passed: whether the donors' earlier events are settled.
-        deadline: monotonic time after which nobody waits any longer.
-    """
-
-    __slots__ = ("deadline", "passed", "position")
-
-    def __init__(self, position: int, passed: Callable[[], bool], deadline: float) -> None:
-        self.position = position
-        self.passed = passed
-        self.deadline = deadline
+__all__ = ["Shard"]
 
 
 class Shard:
@@ -50,9 +33,10 @@ class Shard:
         "added_at",
         "attempt_started",
         "batches",
+        "busy_s",
+        "busy_since",
         "dead_lettered",
         "dispatched",
-        "fences",
         "held",
         "id",
         "last_batch_ms",
@@ -81,13 +65,13 @@ class Shard:
         self.added_at: Final = time.monotonic()
         self.held: list[IndexedEvent] = []
         """Taken from the ring and not yet settled, oldest first."""
-        self.fences: list[Fence] = []
         self.next_seq = 0
         self.dispatched = self.dead_lettered = self.lost = self.batches = self.retries = 0
-        self.last_batch_ms = 0.0
+        self.last_batch_ms = self.busy_s = 0.0
         self.last_error = ""
         self.last_progress = time.monotonic()
         self.attempt_started: float | None = None
+        self.busy_since: float | None = None
         self.stopping = False
         self.leaving = False
 
@@ -150,7 +134,7 @@ class Shard:
         dispatched, dead_lettered, lost = self.dispatched, self.dead_lettered, self.lost
         accepted, drained = ring.accepted, ring.drained
         depth = min(len(ring.entries), ring.capacity)
-        started = self.attempt_started
+        started, busy_since = self.attempt_started, self.busy_since
         try:
             age_ms = max(0.0, (time.time_ns() - ring.entries[0].ts) / 1e6)
         except IndexError:
@@ -173,6 +157,8 @@ class Shard:
             batches=self.batches,
             retries=self.retries,
             last_batch_ms=self.last_batch_ms,
+            busy_s=self.busy_s + (time.monotonic() - busy_since if busy_since is not None else 0.0),
+            age_s=time.monotonic() - self.added_at,
             wedged=started is not None and time.monotonic() - started > wedged_after_s,
             leaving=self.leaving,
             last_error=self.last_error,

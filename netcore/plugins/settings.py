@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from netcore.config import AdapterSetting
     from netcore.plugins.registry import Registry
 
-__all__ = ["adapter_config"]
+__all__ = ["adapter_config", "show_settings"]
 
 _SECRET: Final = re.compile(r"(?i)pass|secret|token|key|seed|credential|auth")
 _UNKNOWN: Final = re.compile(r"unknown field `(.*?)`")
@@ -44,6 +44,20 @@ def adapter_config(registry: Registry, setting: AdapterSetting) -> AdapterConfig
         known = ", ".join(map(str, setting)) or "nothing"
         raise ConfigError(f"adapter needs a 'kind' (a str such as 'memory'); it has: {known}")
     return _convert(dict(setting), kind, registry.adapter(kind).Config)
+
+
+def show_settings(config: AdapterConfig) -> dict[str, Any]:
+    """Return an adapter's settings as plain data fit to be shown: credentials become `***`."""
+    shown: dict[str, Any] = _hide(msgspec.to_builtins(config))
+    return shown
+
+
+def _hide(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: "***" if v and _SECRET.search(str(k)) else _hide(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_hide(item) for item in value]
+    return mask_credentials(value) if isinstance(value, str) else value
 
 
 def _convert(settings: dict[Any, Any], kind: str, config: type[AdapterConfig]) -> AdapterConfig:

@@ -220,6 +220,7 @@ class ContractBase:
     shares_store: ClassVar[bool | None] = None
     retention: ClassVar[dict[str, Any] | None] = None
     max_payload: ClassVar[int] = 1 << 20
+    patience_s: ClassVar[float] = 5.0
     foreign_positions: ClassVar[tuple[str, ...]] = ()
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:

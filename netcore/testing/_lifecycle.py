@@ -32,7 +32,6 @@ from netcore.testing._base import (
 
 __all__ = ["LifecycleClauses"]
 
-_SOON_S = 5.0
 _LONG_S = 60.0
 
 
@@ -43,7 +42,7 @@ class LifecycleClauses(ContractBase):
         """Who waits at the tail is woken by an append; several are all woken."""
         await Writer(adapter).write(payloads(2))
         _, tail = await adapter.bounds(Stream(0))
-        with anyio.fail_after(_SOON_S):
+        with anyio.fail_after(self.patience_s):
             async with (
                 running(lambda: adapter.wait({Stream(0): tail}, _LONG_S)) as first,
                 running(lambda: adapter.wait({Stream(0): tail}, _LONG_S)) as second,
@@ -56,14 +55,14 @@ class LifecycleClauses(ContractBase):
         """A stream that is not among the positions is news."""
         await Writer(adapter).write(payloads(1))
         _, tail = await adapter.bounds(Stream(0))
-        with anyio.fail_after(_SOON_S):
+        with anyio.fail_after(self.patience_s):
             async with running(lambda: adapter.wait({Stream(0): tail}, _LONG_S)) as woken:
                 await Writer(adapter, shard=1).write(payloads(1))
                 await woken.wait()
 
     async def test_wait_returns_when_the_first_stream_appears(self, adapter: AnyAdapter) -> None:
         """In an empty store one can wait for anything at all."""
-        with anyio.fail_after(_SOON_S):
+        with anyio.fail_after(self.patience_s):
             async with running(lambda: adapter.wait({}, _LONG_S)) as woken:
                 await Writer(adapter, shard=1).write(payloads(1))
                 await woken.wait()
@@ -73,7 +72,7 @@ class LifecycleClauses(ContractBase):
         await Writer(adapter).write(payloads(2))
         found = await drain(adapter)
         for position in (None, found[0].id):
-            with anyio.fail_after(_SOON_S):
+            with anyio.fail_after(self.patience_s):
                 await adapter.wait({Stream(0): position}, _LONG_S)
 
     async def test_wait_returns_by_its_timeout(self, adapter: AnyAdapter) -> None:
@@ -81,7 +80,7 @@ class LifecycleClauses(ContractBase):
         await Writer(adapter).write(payloads(1))
         _, tail = await adapter.bounds(Stream(0))
         for timeout in (0.1, 0.0, -1.0):
-            with anyio.fail_after(_SOON_S):
+            with anyio.fail_after(self.patience_s):
                 await adapter.wait({Stream(0): tail}, timeout)
 
     async def test_calls_cancelled_anywhere_leave_the_adapter_usable(self, adapter: AnyAdapter) -> None:
@@ -112,7 +111,7 @@ class LifecycleClauses(ContractBase):
         """Closing twice, also at once, is fine; later calls raise `AdapterClosedError`."""
         writer = Writer(adapter)
         await writer.write(payloads(1))
-        with anyio.fail_after(_SOON_S * 2):
+        with anyio.fail_after(self.patience_s * 2):
             async with anyio.create_task_group() as group:
                 group.start_soon(adapter.close)
                 group.start_soon(adapter.close)
@@ -124,13 +123,13 @@ class LifecycleClauses(ContractBase):
             adapter.streams,
         ]
         for call in calls:
-            with anyio.fail_after(_SOON_S), pytest.raises(AdapterClosedError):
+            with anyio.fail_after(self.patience_s), pytest.raises(AdapterClosedError):
                 await call()
 
     async def test_close_before_open_is_harmless(self, make_adapter: MakeAdapter) -> None:
         """A bus that fails before opening closes what it has."""
         adapter = make_adapter()
-        with anyio.fail_after(_SOON_S):
+        with anyio.fail_after(self.patience_s):
             await adapter.close()
 
     async def test_close_during_calls_ends_them(self, open_adapter: OpenAdapter) -> None:
@@ -143,7 +142,7 @@ class LifecycleClauses(ContractBase):
             batch = writer.batch(payloads(500))
             streams = {stream: (await adapter.bounds(stream))[1] for stream in await adapter.streams()}
             streams[Stream(count)] = tail
-            with anyio.fail_after(_SOON_S * 2):
+            with anyio.fail_after(self.patience_s * 2):
                 async with anyio.create_task_group() as group:
                     group.start_soon(_tolerate, lambda: adapter.append(batch))  # noqa: B023
                     group.start_soon(_tolerate, lambda: adapter.read(Stream(count), None, 10))  # noqa: B023
@@ -178,7 +177,7 @@ class LifecycleClauses(ContractBase):
         assert list(theirs) == list(mine)
         assert await two.streams() == await one.streams()
         assert raws(await drain(two, after=mine[2].id)) == payloads(5)[3:]
-        with anyio.fail_after(_SOON_S):
+        with anyio.fail_after(self.patience_s):
             async with running(lambda: two.wait({Stream(0): theirs.position}, _LONG_S)) as woken:
                 await writer.write(payloads(1, prefix="more"))
                 await woken.wait()
@@ -222,7 +221,7 @@ class LifecycleClauses(ContractBase):
         seen: list[dict[str, Any]] = []
         reader = threading.Thread(target=lambda: seen.append(adapter.stats()))
         reader.start()
-        reader.join(_SOON_S)
+        reader.join(self.patience_s)
         assert len(seen) == 1
         assert isinstance(seen[0], dict)
         assert isinstance(seen[0].get("unreplicated", 0), int)
@@ -239,8 +238,8 @@ class LifecycleClauses(ContractBase):
         await writer.write(payloads(2))
         batch = writer.batch(payloads(2, prefix="b"))
         async with outage():
-            await _fails_as_transient(lambda: adapter.append(batch))
-            await _fails_as_transient(lambda: adapter.read(Stream(0), None, 10))
+            await _fails_as_transient(lambda: adapter.append(batch), self.patience_s)
+            await _fails_as_transient(lambda: adapter.read(Stream(0), None, 10), self.patience_s)
             with anyio.fail_after(_LONG_S):
                 assert not (await adapter.health()).ok
         await _until_stored(adapter, batch)
@@ -256,7 +255,7 @@ class LifecycleClauses(ContractBase):
         async with outage():
             with anyio.fail_after(_LONG_S), pytest.raises(TransientAdapterError):
                 await adapter.open(adapter_context(timeout_ms=2000))
-            with anyio.fail_after(_SOON_S * 2):
+            with anyio.fail_after(self.patience_s * 2):
                 await adapter.close()
 
     async def test_close_during_an_outage_is_bounded(
@@ -268,7 +267,7 @@ class LifecycleClauses(ContractBase):
             pytest.skip("the fixture `outage` is not set")
         await Writer(adapter).write(payloads(2))
         async with outage():
-            with anyio.fail_after(_SOON_S * 2):
+            with anyio.fail_after(self.patience_s * 2):
                 await adapter.close()
 
 
@@ -282,9 +281,9 @@ async def _tolerate(call: Callable[[], Awaitable[Any]]) -> None:
         return
 
 
-async def _fails_as_transient(call: Callable[[], Awaitable[Any]]) -> None:
+async def _fails_as_transient(call: Callable[[], Awaitable[Any]], patience_s: float) -> None:
     """Check that a call raises `TransientAdapterError`, or hangs and can be cancelled."""
-    with anyio.move_on_after(_SOON_S) as scope:
+    with anyio.move_on_after(patience_s) as scope:
         with pytest.raises(TransientAdapterError):
             await call()
     assert scope.cancelled_caught or not scope.cancel_called

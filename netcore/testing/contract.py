@@ -20,6 +20,7 @@ Switches, as class attributes or methods to override:
 - `max_payload`: largest payload to try, default 1 MiB.
 - `poison()`: a payload that the adapter can never store; default: one longer than
   `capabilities.max_payload_bytes`, if that is set.
+- `patience_s`: seconds that a prompt call may take on a slow machine, default 5.
 - `foreign_positions`: further texts that `read` must refuse with `CursorError`, e.g. positions of
   another adapter.
 - the fixture `outage`: how to make the backend unreachable; see `ContractBase.outage`.

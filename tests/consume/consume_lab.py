@@ -9,6 +9,7 @@ from itertools import accumulate
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 
 from netcore.config import AdapterConfig
 from netcore.consume.poller import Poller
@@ -156,7 +157,7 @@ class AsyncStore(Store):
     capabilities = Capabilities()
 
     async def _fault(self, *keys: Stream | str) -> None:
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         await super()._fault(*keys)
 
 

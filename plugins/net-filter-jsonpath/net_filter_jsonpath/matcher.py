@@ -150,6 +150,8 @@ def _predicate(node: Node, routes: Iterator[Route]) -> Predicate:
         steps, rest = next(routes)
         if node.query is not None:
             return node.query(node.value)
+        if type(node.value) is bool:
+            return _identical(steps, rest, node.value)
         equal = strictness(node.value)
         return _plain(steps, rest, node.value) if equal is None else _strict(steps, rest, node.value, equal)
     if isinstance(node, Negation):
@@ -182,6 +184,11 @@ def _any(parts: tuple[Predicate, ...]) -> Predicate:
 def _plain(steps: tuple[tuple[type, str], ...], rest: tuple[Segment, ...], value: Any) -> Predicate:
     follow = _follow(steps, rest)
     return lambda document: bool(follow(document) == value)
+
+
+def _identical(steps: tuple[tuple[type, str], ...], rest: tuple[Segment, ...], value: bool) -> Predicate:
+    follow = _follow(steps, rest)
+    return lambda document: follow(document) is value
 
 
 def _strict(

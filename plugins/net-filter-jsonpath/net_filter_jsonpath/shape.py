@@ -22,6 +22,7 @@ __all__ = ["Route", "Shape", "shape_for"]
 # Looking a key up among many fields costs as much as decoding it; deep structs cost time to generate.
 _MOST_FIELDS: Final = 12
 _MOST_STRUCTS_DEEP: Final = 8
+_MOST_STRUCTS: Final = 24
 # Keys that msgspec takes as the encoded name of a field.
 _PLAIN_KEY: Final = re.compile('[^"\\\\\x00-\x1f\ud800-\udfff]*').fullmatch
 
@@ -72,6 +73,10 @@ class _Tree:
             return
         self.children.setdefault(path[0].key, _Tree()).add(path[1:], room - 1)
 
+    def structs(self) -> int:
+        """Count the structs that `build` would generate."""
+        return 0 if self.whole else 1 + sum(child.structs() for child in self.children.values())
+
     def build(self) -> Any:
         """Return the type to decode into."""
         if self.whole:
@@ -105,6 +110,8 @@ def shape_for(paths: tuple[tuple[Segment, ...], ...]) -> Shape:
     tree = _Tree()
     for path in paths:
         tree.add(path)
+    if tree.structs() > _MOST_STRUCTS:
+        tree.whole = True
     kind = tree.build()
     routes = tuple(tree.route(path) for path in paths)
     return Shape(msgspec.json.Decoder(kind).decode, tree.struct is not None, routes)

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import netcore
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = [ROOT / "netcore", *sorted(ROOT.glob("plugins/*/net_*"))]
+MODULES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
+# Resolved from an installed plugin, so not an attribute of the package itself.
+LAZY = {"Filter", "FilterBuilder"}
+DESIGN_NAMES = set(
+    """
+    Adapter AdapterClosedError AdapterConfig AdapterContext AdapterError AdapterRefusedError AddShards
+    BackpressureError BackpressurePolicy Batch BatchConfig Capabilities ClosedError ConfigError
+    ConsumeRequest ConsumeResponse CursorError Event EventBus EventBusConfig EventBusStats EventFilter
+    FatalAdapterError Filter FilterBuilder FilterError FlushTimeoutError FullShard Gap Health IngestError
+    IngestSummary Matcher NetcoreError NoChange PayloadError PluginError PluginNotFoundError RawEvent
+    ReadRequest RemoveShards ScalingConfig ScalingDecision ScalingError ScalingPolicy ScalingRecord
+    ShardPage ShardStats ShutdownReport StoredEvent Stream TransientAdapterError Verdict hookimpl
+    """.split()  # noqa: SIM905  # a paragraph reads better than fifty quoted lines
+)
+
+
+def test_public_names_documented_are_there() -> None:
+    """What the documentation names can be imported: a name that goes away must be missed here."""
+    assert set(netcore.__all__) >= DESIGN_NAMES
+
+
+def test_public_names_are_sorted_and_exist() -> None:
+    """`__all__` is sorted, without repeats, and every name in it resolves."""
+    assert netcore.__all__ == sorted(set(netcore.__all__), key=str)
+    missing = [name for name in netcore.__all__ if name not in LAZY and not hasattr(netcore, name)]
+    assert missing == []
+
+
+def test_public_names_are_all_that_the_package_shows() -> None:
+    """No helper leaks: what is not in `__all__` is a submodule or private."""
+    shown = {name for name in vars(netcore) if not name.startswith("_")}
+    submodules = {module.name for module in pkgutil.iter_modules(netcore.__path__)}
+    tolerated = {"annotations", "Any", "TYPE_CHECKING"}
+    assert shown - set(netcore.__all__) - submodules - tolerated == set()
+
+
+@pytest.mark.parametrize("name", sorted(set(netcore.__all__) - LAZY))
+def test_public_name_has_a_docstring(name: str) -> None:
+    """Every public class and function says what it is for."""
+    value = getattr(netcore, name)
+    if isinstance(value, type) or callable(value):
+        doc = value.__doc__ or ""
+        assert doc.strip(), name
+        assert not doc.startswith(f"{name}("), f"{name}: the docstring is a generated signature"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_module_is_short_and_says_what_it_is(path: Path) -> None:
+    """One concept a module: at most 400 lines, functions of at most 50, and a docstring."""
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 400
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree), "no module docstring"
+    long = [
+        f"{node.name} ({node.end_lineno - node.lineno + 1} lines)"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno + 1 > 50
+    ]
+    assert long == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_module_all_names_what_it_defines(path: Path) -> None:
+    """Where a module states `__all__`, every name in it exists."""
+    name = ".".join(
+        path.relative_to(path.parents[len(path.parents) - 1 - _depth(path)]).with_suffix("").parts
+    )
+    module = _import(name.removesuffix(".__init__"))
+    lazy = LAZY if module is netcore else set()
+    exported = set(getattr(module, "__all__", ())) - lazy
+    assert [n for n in exported if not hasattr(module, n)] == []
+
+
+def _depth(path: Path) -> int:
+    package = next(package for package in PACKAGES if path.is_relative_to(package))
+    return len(package.parent.parts) - 1
+
+
+def _import(name: str) -> ModuleType:
+    return netcore if name.endswith("__main__") else importlib.import_module(name)
+
+
+def _loaded_by(code: str) -> set[str]:
+    """Return the modules that a new interpreter has loaded after running `code`."""
+    script = f"import sys\n{code}\nprint('\\n'.join(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60, cwd="/"
+    )
+    return set(done.stdout.split())
+
+
+HEAVY = {
+    "rich", "redis", "nats", "zmq", "lmdb", "trio", "hypothesis", "pytest", "_pytest", "numpy",
+    "importlib.metadata", "unittest", "multiprocessing", "http.client", "netcore.testing",
+}  # fmt: skip
+
+
+def test_import_netcore_loads_nothing_heavy() -> None:
+    """What makes an import slow is what it loads: no client, no plugin, no terminal library, no server."""
+    loaded = _loaded_by("import netcore")
+    assert loaded & (HEAVY | {"click", "asyncio", "ssl"}) == set()
+    assert not [name for name in loaded if name.startswith(("net_adapter_", "net_filter_"))]
+
+
+def test_command_line_help_loads_nothing_heavy() -> None:
+    """Help must not wait for plugins, the event loop or the table printer."""
+    code = "from netcore.cli.app import run\nimport contextlib, io\n"
+    code += "with contextlib.redirect_stdout(io.StringIO()): assert run(['--help']) == 0"
+    loaded = _loaded_by(code)
+    assert loaded & (HEAVY | {"asyncio", "ssl"}) - {"importlib.metadata"} == set()
+    assert not [name for name in loaded if name.startswith(("net_adapter_", "net_filter_"))]
+
+
+@pytest.mark.parametrize("plugin", sorted(p.name for p in ROOT.glob("plugins/*/net_*")))
+def test_plugin_hook_module_loads_no_client_library(plugin: str) -> None:
+    """A plugin's hook module is loaded for every bus: its client library must wait until it is opened."""
+    loaded = _loaded_by(f"import {plugin}.plugin as p\nfor n in dir(p):\n    n")
+    assert loaded & {"redis", "nats", "zmq", "lmdb", "ssl", "rich", "trio"} == set()
