@@ -217,7 +217,7 @@ class MeshAdapter(Adapter[MeshConfig]):
 
     async def _settled(self, node: Node, lsn: int) -> None:
         acks = self.config.acks
-        if self._log.lane.head >= lsn and not acks:
+        if not lsn or (self._log.lane.head >= lsn and not acks):
             return
 
         def enough() -> bool:

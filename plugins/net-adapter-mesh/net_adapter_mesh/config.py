@@ -62,7 +62,7 @@ class MeshConfig(AdapterConfig, frozen=True, kw_only=True, forbid_unknown_fields
     name: str = "net"
     listen: str | None = None
     advertise: str | None = None
-    peers: list[str | Peer] = []
+    peers: list[str | Peer] = msgspec.field(default_factory=list)
     discover: bool = True
     node_id: str | None = None
     log: str | None = None
@@ -149,7 +149,7 @@ class MeshConfig(AdapterConfig, frozen=True, kw_only=True, forbid_unknown_fields
     def __repr__(self) -> str:
         shown = {name: getattr(self, name) for name in self.__struct_fields__}
         if self.secret_key:
-            shown["secret_key"] = "***"
+            shown["secret_key"] = "***"  # noqa: S105 # what is shown instead
         return f"MeshConfig({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 

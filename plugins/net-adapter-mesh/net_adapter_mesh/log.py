@@ -110,7 +110,7 @@ class Log:
         self._trim()
 
     def stage(self, shard: int, stamps: Sequence[int], w: int, deps: Vector, body: bytes) -> Entry:
-        """Number a batch of this node (or, with no stamps, a bare watermark). Loop thread only."""
+        """Give a batch (or, with no stamps, a bare watermark) its numbers. Loop thread only."""
         start, key = self._ends.get(shard, (0, 0))
         lo = hi = 0
         if stamps:  # keys rise in a shard, and never fall below a watermark that was given out

@@ -20,8 +20,10 @@ _PENALTY_BEATS: Final = 4
 
 
 class Routing:
-    """Chooses one source a lane: the origin itself if it is linked, else the neighbour nearest to
-    it, else (the origin gone) the one that is ahead; and leaves one that makes no progress.
+    """Chooses one source a lane.
+
+    That is the origin itself if it is linked, else the neighbour nearest to it, else (the origin
+    gone) the one that is ahead. A source that makes no progress is left for a while.
 
     Args:
         log: what is stored.
@@ -119,7 +121,7 @@ class Routing:
     def _best(self, origin: str, now: float) -> Link | None:
         reached = self.reached(origin)
         best: tuple[bool, bool, int, bool, int, int, str] | None = None
-        for peer, link in self._links.items():
+        for peer in self._links:
             row = self._members.lane_rows(peer).get(origin)
             if row is None and peer != origin:
                 continue

@@ -36,13 +36,13 @@ class Events(Protocol):
     """What a transport tells its node. All calls come from the I/O thread."""
 
     def connected(self, link: Link) -> None:
-        """A dialed link is up: greet."""
+        """Greet: a dialed link is up."""
 
     def received(self, link: Link, frame: bytes) -> None:
-        """A frame came."""
+        """Take a frame."""
 
     def lost(self, link: Link, why: str) -> None:
-        """A link is gone."""
+        """Forget a link that is gone."""
 
 
 class Waker:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import signal
@@ -23,8 +24,9 @@ class NodeError(Exception):
 class Node:
     """A node process. Requests are answered in any order; `ask` waits for its own."""
 
-    def __init__(self, options, config):
-        argument = base64.b64encode(json.dumps({"config": config, "options": options}).encode()).decode()
+    def __init__(self, options, config, bus):
+        settings = {"config": config, "options": options, "bus": bus}
+        argument = base64.b64encode(json.dumps(settings).encode()).decode()
         self.config = config
         self.process = subprocess.Popen(
             [sys.executable, str(SCRIPT), argument],
@@ -114,10 +116,8 @@ class Node:
         for thread in self._threads:
             thread.join(10)
         for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-            try:
+            with contextlib.suppress(BrokenPipeError):
                 pipe.close()
-            except BrokenPipeError:
-                pass
 
 
 class Proxy:
@@ -165,16 +165,16 @@ class Cluster:
         self.proxies.append(Proxy(node.address))
         return self.proxies[-1]
 
-    def begin(self, *, options=None, **config):
+    def begin(self, *, options=None, bus=False, **config):
         """Start a node without waiting for it."""
         config.setdefault("heartbeat_ms", 100)
-        node = Node(options or {}, config)
+        node = Node(options or {}, config, bus)
         self.nodes.append(node)
         return node
 
-    def start(self, *, listen="tcp://127.0.0.1:*", options=None, **config):
+    def start(self, *, listen="tcp://127.0.0.1:*", **config):
         """Start a node and wait until it is open."""
-        return self.begin(listen=listen, options=options, **config).ready()
+        return self.begin(listen=listen, **config).ready()
 
     def mesh(self, count, **config):
         """Start `count` nodes, each dialing all before it; wait until all are linked to all."""

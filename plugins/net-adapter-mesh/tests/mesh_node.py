@@ -1,7 +1,7 @@
 """One mesh node as a process of its own, driven by JSON lines: requests on stdin, answers on stdout.
 
-The adapter runs without a bus around it, with a clock and a watermark as a bus has them, so that
-tests decide which batch goes out when.
+`Driver` runs the adapter without a bus around it, with a clock and a watermark as a bus has them, so
+that tests decide which batch goes out when. `BusDriver` runs a whole bus.
 """
 
 import asyncio
@@ -15,7 +15,16 @@ import traceback
 
 from net_adapter_mesh import MeshAdapter, MeshConfig
 
-from netcore import AdapterContext, Batch, IndexedEvent, Stream, TransientAdapterError
+from netcore import (
+    AdapterContext,
+    Batch,
+    ConsumeRequest,
+    EventBus,
+    EventBusConfig,
+    IndexedEvent,
+    Stream,
+    TransientAdapterError,
+)
 
 
 class Clock:
@@ -220,16 +229,113 @@ class Driver:
         await self.adapter.close()
         return self.adapter.stats()
 
+    async def finish(self):
+        await self.adapter.close()
 
-async def serve(config, options):
+
+class BusDriver:
+    """The commands of a node with a real bus around it."""
+
+    def __init__(self, config):
+        self.config = config
+
+    async def open(self, **settings):
+        self.bus = await EventBus.open(EventBusConfig(adapter=self.config, **settings))
+        stats = self.bus.stats().adapter
+        self.chains = {}
+        return {"origin": stats["origin"], "address": stats["listening"]}
+
+    async def ingest(self, payloads):
+        return [self.bus.ingest_raw(text.encode())[1] for text in payloads]
+
+    async def load(self, count, tag=""):
+        for number in range(count):
+            while self.bus.stats().pressure > 0.5:
+                await asyncio.sleep(0.001)
+            self.bus.ingest_raw(f"{tag}{number}".encode())
+            if number % 500 == 0:
+                await asyncio.sleep(0)
+        await self.bus.flush()
+        return count
+
+    async def flush(self):
+        await self.bus.flush()
+
+    async def poll(self, chain="main", limit=1000, start="earliest", wait=0.0, shards=None):
+        request = ConsumeRequest(limit, cursor=self.chains.get(chain), start=start, shards=shards)
+        page = await self.bus.poll(request, wait=wait)
+        self.chains[chain] = page.cursor
+        return {
+            "events": [[e.origin, e.shard, int(e.id), e.ts, e.raw.decode()] for e in page.events],
+            "gaps": [[gap.origin, gap.shard, gap.missed, gap.resumed_at] for gap in page.gaps],
+            "failed": list(page.failed_shards),
+            "cursor": page.cursor,
+        }
+
+    async def gather(self, count, chain="main", timeout=20.0, start="earliest"):
+        deadline = time.monotonic() + timeout
+        events = []
+        while len(events) < count and time.monotonic() < deadline:
+            events += (await self.poll(chain, start=start, wait=0.5))["events"]
+        return events
+
+    async def resume(self, chain, cursor):
+        self.chains[chain] = cursor
+
+    async def converse(self, rounds, tag=""):
+        shown, seen = [], {}
+
+        async def look(wait=0.0):
+            for event in (await self.poll("talk", wait=wait))["events"]:
+                shown.append(event)
+                seen[f"{event[0]}/{event[1]}"] = event[2]
+
+        for number in range(rounds):
+            await look()
+            await self.bus.put(json.dumps({"tag": tag, "n": number, "seen": seen}).encode())
+            await asyncio.sleep(0.001)
+        await self.bus.flush()
+        self.shown, self.look = shown, look
+        return len(shown)
+
+    async def heard(self, count, timeout=20.0):
+        deadline = time.monotonic() + timeout
+        while len(self.shown) < count and time.monotonic() < deadline:
+            await self.look(0.2)
+        return self.shown
+
+    async def add_shards(self, count):
+        return await self.bus.add_shards(count)
+
+    async def until(self, expression, timeout=10.0):
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            stats = self.bus.stats().adapter
+            if eval(expression, {"stats": stats, "driver": self}):
+                return True
+            await asyncio.sleep(0.005)
+        raise TimeoutError(f"{expression} never came true; stats: {self.bus.stats()}")
+
+    async def stats(self):
+        return self.bus.stats().adapter
+
+    async def shutdown(self, timeout=10.0):
+        report = await self.bus.shutdown(timeout=timeout)
+        return {"lost": report.lost, "unreplicated": report.unreplicated, "dispatched": report.dispatched}
+
+    async def finish(self):
+        await self.bus.shutdown()
+
+
+async def serve(config, options, kind):
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=1 << 28)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    answer(await reply(Driver.open, driver := Driver(config), options))
+    answer(await reply(kind.open, driver := kind(config), options))
     running = set()
     while line := await reader.readline():
         request = json.loads(line)
-        op = getattr(Driver, request.pop("op"))
+        op = getattr(kind, request.pop("op"))
         tag = request.pop("tag_", None)
 
         async def run(op=op, request=request, tag=tag):
@@ -238,7 +344,7 @@ async def serve(config, options):
         task = asyncio.ensure_future(run())
         running.add(task)
         task.add_done_callback(running.discard)
-    await driver.adapter.close()
+    await driver.finish()
 
 
 async def reply(op, driver, options):
@@ -255,4 +361,4 @@ def answer(document):
 
 if __name__ == "__main__":
     settings = json.loads(base64.b64decode(sys.argv[1]))
-    asyncio.run(serve(MeshConfig(**settings["config"]), settings["options"]))
+    asyncio.run(serve(MeshConfig(**settings["config"]), settings["options"], BusDriver if settings["bus"] else Driver))
