@@ -117,7 +117,7 @@ class Producer:
                 data = encoded(event)  # says what is wrong
             route = route_hash(data) if key is None else key_hash(key)
             gate, entries, append, shard = self._router.routes[route & MASK]
-            if len(entries) < gate.limit and not gate.attention:
+            if len(entries) < gate.limit:
                 ts = self._clock.tick()
                 append(entry := new_indexed(0, shard, ts, data))
                 return self._settle_push(gate, entry, route) if gate.attention else (shard, ts)
@@ -157,8 +157,9 @@ class Producer:
         Raises:
             PayloadError: `events` is a single event (a dict, text, bytes); nothing was accepted.
         """
-        if isinstance(events, dict | str | bytes | bytearray | RawEvent | Event):
+        if isinstance(events, dict | str | bytes | bytearray | memoryview | RawEvent | Event):
             raise PayloadError("ingest_many takes a sequence of events; use ingest for one")
+        # Listed first: an iterable that raises midway raises before anything is accepted.
         items: list[Any] = events if isinstance(events, list) else list(events)
         summary = Summary()
         for first in range(0, len(items), CHUNK):
@@ -312,7 +313,11 @@ class Producer:
         """Use the room that was granted; None if there is none: the ring is sealed, or the key moved."""
         with ring.lock:
             here = self._router.routes[route & MASK][0].ring is ring and not ring.sealed
-            accepted = self._push(ring, data) if ring.leave(waiter) and here else None
+            accepted = None
+            if ring.leave(waiter) and here:
+                if ring.depth >= ring.capacity:  # an evicting newcomer found nothing to evict but this room
+                    ring.evict()
+                accepted = self._push(ring, data)
             ring.grant()
             return accepted
 

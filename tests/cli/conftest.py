@@ -13,6 +13,10 @@ from typing import Any
 
 import pytest
 
+from netcore.cli.app import run
+from netcore.plugins import manager
+from netcore.plugins.discovery import InstalledPlugin, installed_plugins
+
 
 class Cli:
     """The command line in a folder of its own, where the plugin `shelf` is installed.
@@ -75,6 +79,33 @@ def cli(tmp_path: Path) -> Iterator[Cli]:
     runner = Cli(tmp_path)
     yield runner
     runner.close()
+
+
+Here = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture
+def here(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> Iterator[Here]:
+    """Return the same command line within this process: quicker, for what ends before a bus opens."""
+
+    def discover() -> Iterator[InstalledPlugin]:
+        yield from installed_plugins([str(cli.site)])
+        yield from (plugin for plugin in installed_plugins() if plugin.name == "jsonpath")
+
+    def call(*arguments: object) -> subprocess.CompletedProcess[bytes]:
+        code = run(list(map(str, arguments)))
+        shown = capsysbinary.readouterr()
+        return subprocess.CompletedProcess(arguments, code, shown.out, shown.err)
+
+    for name in [name for name in os.environ if name.startswith("NETCORE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(cli.folder)
+    monkeypatch.syspath_prepend(str(cli.site))
+    monkeypatch.setattr(manager, "_default", manager.PluginManager(discover=discover, environ={}))
+    yield call
+    sys.modules.pop("netcore_test_shelf", None)
 
 
 @pytest.fixture

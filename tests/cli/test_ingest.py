@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 Cli = Any
+Here = Any
 LINES = b"".join(b'{"n": %d, "user": {"id": "u%d"}}\n' % (n, n % 7) for n in range(500))
 
 
@@ -138,13 +139,11 @@ def test_ingest_into_a_private_adapter_warns(cli: Cli) -> None:
         (["--backpressure", "blok"], b"did you mean 'block'"),
     ],
 )
-def test_ingest_configured_wrongly_is_exit_2(arguments: list[str], said: bytes, cli: Cli) -> None:
+def test_ingest_configured_wrongly_is_exit_2(arguments: list[str], said: bytes, here: Here) -> None:
     """A wrong setting is one line that names it."""
-    cli.env["NETCORE_PLUGINS"] = "shelf"
-    done = cli("ingest", *arguments)
+    done = here("ingest", *arguments)
     assert done.returncode == 2
-    if b"NETCORE_PLUGINS excludes it" not in done.stderr:
-        assert said in done.stderr
+    assert said in done.stderr
     assert done.stderr.count(b"\n") == 1
 
 
