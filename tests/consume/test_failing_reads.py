@@ -110,7 +110,7 @@ async def test_read_that_hangs_costs_one_poll_the_timeout_and_later_ones_nothing
         assert set(page.failed_shards) == {1}
         assert "no answer within 0.3 s" in page.failed_shards[1]
         began = time.monotonic()
-        for _ in range(5):
+        for _ in range(3):
             again = await bench.poll(cursor=page.cursor, ordering=ordering)
             assert set(again.failed_shards) == {1}
             assert again.cursor == page.cursor
@@ -133,11 +133,11 @@ async def test_reads_that_hang_in_more_streams_than_are_read_at_once_cost_one_ti
         store.put(shard, shard + 1)
         if shard < MAX_AT_ONCE:
             store.faults[Stream(shard)] = anyio.sleep_forever
-    async with lab(store, timeout_s=TIMEOUT_S) as bench:
-        with anyio.fail_after(TIMEOUT_S + 2):
+    async with lab(store, timeout_s=1.0) as bench:
+        with anyio.fail_after(3):
             page = await bench.poll()
         assert len(page.failed_shards) == MAX_AT_ONCE + 30
-        with anyio.fail_after(TIMEOUT_S):
+        with anyio.fail_after(0.9):
             page = await bench.poll(cursor=page.cursor)
         assert [event.shard for event in page.events] == list(range(MAX_AT_ONCE, MAX_AT_ONCE + 30))
         store.faults.clear()

@@ -224,6 +224,27 @@ async def test_cancelled_poll_has_no_effect_and_leaves_no_task(anyio_backend: st
             ]
 
 
+@pytest.mark.parametrize("wait", [0.0, 60.0])
+async def test_poll_cancelled_at_any_of_its_awaits_has_no_effect(anyio_backend: str, wait: float) -> None:
+    """However far it came: the same cursor gives the same page, and no read is left hanging about."""
+    store = AsyncStore()
+    store.put(0, 1, 3)
+    store.put(1, 2, 4)
+    async with lab(store) as bench:
+        first = await bench.poll(1)
+        behind = (await bench.poll(cursor=first.cursor)).cursor
+        for steps in range(40):
+            async with anyio.create_task_group() as group:
+                cursor = behind if wait else first.cursor
+                group.start_soon(lambda cursor=cursor: bench.poll(cursor=cursor, wait=wait))
+                for _ in range(steps):
+                    await anyio.lowlevel.checkpoint()
+                group.cancel_scope.cancel()
+            page = await bench.poll(cursor=first.cursor)
+            assert [event.ts for event in page.events] == [2, 3, 4]
+            assert (page.cursor, page.failed_shards) == (behind, {})
+
+
 async def test_polls_side_by_side_are_independent_chains(anyio_backend: str) -> None:
     """Many consumers at once, each gets everything."""
     store = AsyncStore()
