@@ -66,9 +66,9 @@ class Batcher:
             if shard.held:
                 return self._cut()
             await self._pass_fences()
-            waiting = len(ring.entries)
+            waiting = ring.here
             if not waiting:
-                if ring.sealed:
+                if ring.finish():
                     return []
                 if ring.doze():
                     self._since = None

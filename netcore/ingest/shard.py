@@ -88,7 +88,7 @@ class Shard:
     @property
     def outstanding(self) -> int:
         """Accepted events that are not settled."""
-        return len(self.ring.entries) + self.in_flight
+        return self.ring.here + self.in_flight
 
     def reached(self, mark: FlushMark) -> bool:
         """Tell whether all that was accepted before the mark is settled or evicted."""
@@ -116,7 +116,7 @@ class Shard:
 
     def give_up(self) -> int:
         """Count everything outstanding as lost, and return how much that is."""
-        self.ring.take(len(self.ring.entries))
+        self.ring.abandon()
         lost = self.in_flight
         self.lost += lost
         self.held = []
@@ -133,7 +133,7 @@ class Shard:
         # and must then not be counted as neither.
         dispatched, dead_lettered, lost = self.dispatched, self.dead_lettered, self.lost
         accepted, drained = ring.accepted, ring.drained
-        depth = min(len(ring.entries), ring.capacity)
+        depth = ring.here
         started, busy_since = self.attempt_started, self.busy_since
         try:
             age_ms = max(0.0, (time.time_ns() - ring.entries[0].ts) / 1e6)
