@@ -55,7 +55,7 @@ class ShelfAdapter(Adapter[ShelfConfig]):
     async def append(self, batch: Batch) -> None:
         if self.config.hang:
             (self._folder / "hanging").touch()
-            while not (self._folder / "released").exists():  # noqa: ASYNC110  # another process makes it
+            while not (self._folder / "released").exists():  # another process makes it
                 await anyio.sleep(0.01)
         stored = self._next.get(batch.shard, 0)
         fresh = batch.events[max(0, stored - batch.first_seq) :]
