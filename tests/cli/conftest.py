@@ -81,6 +81,22 @@ def cli(tmp_path: Path) -> Iterator[Cli]:
     runner.close()
 
 
+@pytest.fixture(scope="session")
+def full_shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fill a shelf with 2,500 events, once, for the tests to copy."""
+    runner = Cli(tmp_path_factory.mktemp("full"))
+    lines = b"".join(b'{"n":%d,"even":%s}\n' % (n, b"false" if n % 2 else b"true") for n in range(2500))
+    assert runner("ingest", *runner.shelf, stdin=lines).returncode == 0
+    return runner.folder / "shelf"
+
+
+@pytest.fixture
+def filled(cli: Cli, full_shelf: Path) -> Cli:
+    """Return a command line whose shelf holds 2,500 events."""
+    shutil.copytree(full_shelf, cli.folder / "shelf")
+    return cli
+
+
 Here = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 

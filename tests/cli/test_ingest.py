@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -174,6 +175,21 @@ def test_ingest_second_signal_leaves_at_once(cli: Cli, eventually: Callable[...,
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 128 + signal.SIGINT
     assert time.monotonic() - began < 5
+
+
+def test_ingest_interrupted_while_it_waits_for_room_ends(cli: Cli, eventually: Callable[..., None]) -> None:
+    """The wait for room in a full ring ends with the signal; what is not accepted is not counted."""
+    config = cli.folder / "tiny.toml"
+    config.write_text("ring_capacity = 4\nshards = 1\n[batch]\nmax_events = 1\n")
+    process = cli.start("ingest", "--config", config, *cli.shelf, "--set", "hang=true")
+    process.stdin.write(LINES)
+    process.stdin.flush()
+    eventually((cli.folder / "shelf" / "hanging").exists)
+    process.send_signal(signal.SIGTERM)
+    assert b"again to leave at once" in process.stderr.readline()
+    (cli.folder / "shelf" / "released").touch()
+    assert process.wait(20) == 128 + signal.SIGTERM
+    assert re.search(rb"([45]) events ingested, \1 stored", process.stderr.read())
 
 
 def test_ingest_shows_progress_on_a_terminal_only(cli: Cli) -> None:

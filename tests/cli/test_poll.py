@@ -14,14 +14,6 @@ Cli = Any
 Here = Any
 
 
-@pytest.fixture
-def filled(cli: Cli) -> Cli:
-    """A command line whose shelf holds 2,500 events."""
-    lines = b"".join(b'{"n":%d,"even":%s}\n' % (n, b"false" if n % 2 else b"true") for n in range(2500))
-    assert cli("ingest", *cli.shelf, stdin=lines).returncode == 0
-    return cli
-
-
 def numbers(output: bytes) -> list[int]:
     return [json.loads(line)["n"] for line in output.splitlines()]
 

@@ -1,4 +1,4 @@
-"""Runs every snippet of the READMEs and of docs/, each as a program of its own.
+"""Runs every snippet of the READMEs and of docs/: a page is a program, its snippets run in order.
 
 A `text` block right after a snippet is what it prints. A `sh` block of `netcore` commands is run line
 by line. Where a snippet names a server's usual address, one is started and its address put in.
@@ -38,19 +38,18 @@ NATS = "nats://127.0.0.1:4222"
 
 def blocks(*languages: str) -> list[Any]:
     """Return each block of these languages as a test parameter: (source, what it prints or None)."""
-    found = []
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        imports = ""
-        for match in BLOCK.finditer(text):
-            if match[1] in languages:
-                line = text.count("\n", 0, match.start()) + 1
-                name = f"{page.relative_to(ROOT)}:{line}"
-                source = imports + match[2] if match[1] == "python" else match[2]
-                found.append(pytest.param(source, match[3], id=name))
-            if match[1] == "python":
-                imports += "".join(re.findall(r"^(?:import|from) .*\n", match[2], re.MULTILINE))
-    return found
+    return [
+        pytest.param(match[2], match[3], id=f"{page.relative_to(ROOT)}:{line}")
+        for page in PAGES
+        for line, match in matches(page)
+        if match[1] in languages
+    ]
+
+
+def matches(page: Path) -> list[tuple[int, re.Match[str]]]:
+    """Return the page's blocks, each with the number of the line before its first."""
+    text = page.read_text(encoding="utf-8")
+    return [(text.count("\n", 0, match.start()) + 1, match) for match in BLOCK.finditer(text)]
 
 
 @pytest.fixture(scope="module")
@@ -94,19 +93,33 @@ def environment() -> dict[str, str]:
     return env
 
 
-@pytest.mark.parametrize(("source", "printed"), blocks("python"))
-def test_snippet_runs(
-    source: str, printed: str | None, place: Path, with_servers: Callable[[str], str]
-) -> None:
-    """It ends well, prints what the page says, and leaves nothing open."""
+DRIVER = """
+import contextlib as _contextlib, io as _io, json as _json, sys as _sys
+_page, _blocks = _json.load(_sys.stdin)
+_printed = []
+for _line, _source in _blocks:
+    with _contextlib.redirect_stdout(_io.StringIO()) as _out:
+        exec(compile("\\n" * _line + _source, _page, "exec"), globals())
+    _printed.append(_out.getvalue())
+_json.dump(_printed, _sys.stdout)
+"""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_snippets_run(page: Path, place: Path, with_servers: Callable[[str], str]) -> None:
+    """They run in the page's order, print what the page says, and leave nothing open."""
+    found = [
+        (line, with_servers(match[2]), match[3]) for line, match in matches(page) if match[1] == "python"
+    ]
     done = subprocess.run(
-        [sys.executable, "-W", "default", "-c", with_servers(source)],
-        capture_output=True, text=True, cwd=place, env=environment(), timeout=60, check=False,
+        [sys.executable, "-W", "default", "-c", DRIVER],
+        input=json.dumps([str(page), [(line, source) for line, source, _ in found]]),
+        capture_output=True, text=True, cwd=place, env=environment(), timeout=100, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "ResourceWarning" not in done.stderr
-    if printed is not None:
-        assert done.stdout == printed
+    for output, (line, _, expected) in zip(json.loads(done.stdout), found, strict=True):
+        assert expected is None or output == expected, f"{page.name}:{line}"
 
 
 def commands() -> list[Any]:
