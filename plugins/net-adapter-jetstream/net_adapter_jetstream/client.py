@@ -105,7 +105,11 @@ class FastClient(Client):
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         server = self._current_server
-        if initial_connection and server is not None and ("tls" in self.options or server.uri.scheme == "tls"):
+        if (
+            initial_connection
+            and server is not None
+            and ("tls" in self.options or server.uri.scheme == "tls")
+        ):
             # The stock client would go on in plain text, credentials included.
             if info.get("tls_available"):
                 info["tls_required"] = True
@@ -204,7 +208,7 @@ class _Parser(protocol.Parser):
             eol = data.find(_CRLF, pos)
             words = data[pos:eol].split() if eol >= 0 else []
             if len(words) == 4 and words[0] == b"MSG":
-                after = self._run(data, pos, words)
+                after = self._run(data, pos, eol, words)
             elif len(words) == 5 and words[0] == b"HMSG":
                 after = self._headed(data, pos, eol, words)
             else:
@@ -223,10 +227,10 @@ class _Parser(protocol.Parser):
         self._client.deliver(token, data[start : start + cut], data[start + cut : stop])
         return stop + 2
 
-    def _run(self, data: bytes, pos: int, words: list[bytes]) -> int:
+    def _run(self, data: bytes, pos: int, eol: int, words: list[bytes]) -> int:
         """Take as many messages as follow each other with one subject and no headers."""
         sink = self._client.sinks.get(words[1][len(self._client.inbox) :])
-        head = b" ".join(words[:3]) + b" "
+        head = data[pos : data.rindex(b" ", pos, eol) + 1]  # old servers write two spaces
         length, end = len(head), len(data)
         startswith, find = data.startswith, data.find
         while startswith(head, pos):

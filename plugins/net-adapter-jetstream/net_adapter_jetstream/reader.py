@@ -20,7 +20,15 @@ from net_adapter_jetstream.link import Link
 from net_adapter_jetstream.positions import BEGINNING, Position
 from net_adapter_jetstream.replies import Page, Reply, Waiter, field
 from net_adapter_jetstream.streams import Info, Streams
-from netcore import AdapterRefusedError, CursorError, Gap, ReadRequest, ShardPage, StoredEvent, TransientAdapterError
+from netcore import (
+    AdapterRefusedError,
+    CursorError,
+    Gap,
+    ReadRequest,
+    ShardPage,
+    StoredEvent,
+    TransientAdapterError,
+)
 
 __all__ = ["Reader", "Record"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -48,6 +49,18 @@ def old_nats() -> Iterator[NatsServer]:
 
 
 @pytest.fixture
+def until() -> Callable[[Callable[[], bool]], Awaitable[None]]:
+    """Wait for a state that nobody announces."""
+
+    async def wait(reached: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not reached():  # noqa: ASYNC110  # there is no event for it
+                await asyncio.sleep(0.002)
+
+    return wait
+
+
+@pytest.fixture
 def prefix() -> str:
     """A prefix that no other test uses."""
     return f"x{next(_stores)}"
@@ -59,7 +72,8 @@ async def open_adapter(prefix: str) -> AsyncIterator[Callable[..., Awaitable[Jet
     opened: list[JetStreamAdapter] = []
 
     async def open_one(url: str, **settings: Any) -> JetStreamAdapter:
-        config = JetStreamConfig(**({"url": url, "prefix": prefix, "timeout_ms": 2000} | settings))
+        given: dict[str, Any] = {"url": url, "prefix": prefix, "timeout_ms": 2000} | settings
+        config = JetStreamConfig(**given)
         adapter = JetStreamAdapter(config)
         opened.append(adapter)
         await adapter.open(adapter_context())

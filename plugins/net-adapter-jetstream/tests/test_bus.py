@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from netcore import BatchConfig, ConsumeRequest, EventBus, EventBusConfig
 from netcore.testing.servers import NatsServer
 
 pytestmark = pytest.mark.anyio
+
+Until = Callable[[Callable[[], bool]], Awaitable[None]]
 
 
 def config(server: NatsServer, prefix: str, **settings: Any) -> EventBusConfig:
@@ -106,7 +109,9 @@ async def test_long_poll_is_woken_by_another_process(nats: NatsServer, prefix: s
         assert [event.decode() for event in page.events] == [{"n": 1}]
 
 
-async def test_full_stream_holds_the_shard_until_mended(own_nats: NatsServer, prefix: str) -> None:
+async def test_full_stream_holds_the_shard_until_mended(
+    own_nats: NatsServer, prefix: str, until: Until
+) -> None:
     """Refused is not lost: the shard keeps its batch and shows why; room made, it is stored."""
     import nats as client_library
 
@@ -125,9 +130,7 @@ async def test_full_stream_holds_the_shard_until_mended(own_nats: NatsServer, pr
     async with EventBus(made) as bus:
         for index in range(8):
             bus.ingest({"n": index})
-        async with asyncio.timeout(20):
-            while "full" not in str(bus.stats().shards[0]):
-                await asyncio.sleep(0.01)
+        await until(lambda: "full" in str(bus.stats().shards[0]))
         found = (await api("INFO"))["config"]
         await api("UPDATE", **(found | {"max_msgs": -1}))
         await bus.flush(timeout=20)

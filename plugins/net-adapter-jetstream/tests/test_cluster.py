@@ -129,7 +129,7 @@ async def test_two_producers_and_two_consumers_in_four_processes(nats: NatsServe
 
     def spawn(program: str, *arguments: str) -> subprocess.Popen[bytes]:
         line = [sys.executable, "-c", program, nats.url, prefix, *arguments]
-        return subprocess.Popen(line, stdout=subprocess.PIPE, cwd=Path(__file__).parent)  # noqa: ASYNC220, S603
+        return subprocess.Popen(line, stdout=subprocess.PIPE, cwd=Path(__file__).parent)
 
     consumers = [spawn(_CONSUMER, str(total)) for _ in range(2)]
     producers = [spawn(_PRODUCER, tag, str(batches)) for tag in ("a", "b")]

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
 import pytest
-from net_adapter_jetstream import JetStreamAdapter, JetStreamConfig
+from net_adapter_jetstream import JetStreamAdapter, JetStreamConfig, streams
 
 from netcore.testing.contract import AdapterContract, MakeAdapter
 from netcore.testing.servers import NatsServer
@@ -43,7 +43,9 @@ class _Contract(AdapterContract):
         prefix = f"t{next(_stores)}"
 
         def make(**overrides: Any) -> JetStreamAdapter:
-            settings = {"url": nats.url, "prefix": prefix, "timeout_ms": 2000} | self.settings | overrides
+            settings: dict[str, Any] = (
+                {"url": nats.url, "prefix": prefix, "timeout_ms": 2000} | self.settings | overrides
+            )
             return self.adapter_class(JetStreamConfig(**settings))
 
         return make
@@ -83,3 +85,12 @@ class TestOldServer(_Contract):
     @pytest.fixture
     def nats(self, old_nats: NatsServer) -> NatsServer:
         return old_nats
+
+
+class TestHeadedPages(_Contract):
+    """A server between: it gives pages, with headers, and knows no batches."""
+
+    @pytest.fixture(autouse=True)
+    def older(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(streams, "_BATCHES", (99, 0, 0))
+        monkeypatch.setattr(streams, "_BARE_PAGES", (99, 0, 0))

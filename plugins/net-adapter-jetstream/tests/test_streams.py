@@ -346,7 +346,9 @@ async def test_stream_without_direct_get_is_refused_to_readers(
         await read(adapter, None)
 
 
-async def test_reading_many_streams_overlaps_and_is_whole(nats: NatsServer, open_adapter: OpenAdapter) -> None:
+async def test_reading_many_streams_overlaps_and_is_whole(
+    nats: NatsServer, open_adapter: OpenAdapter
+) -> None:
     """All streams in one call, pages of different sizes, each exact."""
     adapter = await open_adapter(nats.url)
     writers = [Writer(adapter, shard=shard) for shard in range(12)]
@@ -403,7 +405,7 @@ async def test_wait_is_woken_within_milliseconds(nats: NatsServer, open_adapter:
 async def test_wait_that_may_not_subscribe_still_returns(open_adapter: OpenAdapter, prefix: str) -> None:
     """Without the right to subscribe it looks now and then."""
     users = (
-        f'authorization {{ users: [ {{ user: w, password: w }}, {{ user: r, password: r, permissions: '
+        f"authorization {{ users: [ {{ user: w, password: w }}, {{ user: r, password: r, permissions: "
         f'{{ subscribe: {{ deny: "{prefix}.shard.>" }} }} }} ] }}'
     )
     with NatsServer(config=users) as server:
