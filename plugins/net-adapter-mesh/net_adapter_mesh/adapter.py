@@ -190,9 +190,10 @@ class MeshAdapter(Adapter[MeshConfig]):
         if batch.first_seq + len(events) > expected:
             if batch.first_seq < expected:
                 events = events[expected - batch.first_seq :]
-            body = _body(events)
+            stamps = [event.ts for event in events]
+            body = _body(events, stamps)
             w = self._context.watermark(batch)
-            entry = self._log.stage(batch.shard, [event.ts for event in events], w, self._vector(), body)
+            entry = self._log.stage(batch.shard, stamps, w, self._vector(), body)
             self._expected[key] = batch.first_seq + len(batch.events)
             self._last[batch.shard] = entry.lsn
             self._put(entry, (batch.producer, batch.shard, self._expected[key]))
@@ -378,16 +379,17 @@ class MeshAdapter(Adapter[MeshConfig]):
         return self._final or report(self.config, self._log, self._node)
 
 
-def _body(events: list[StoredEvent]) -> bytes:
+def _body(events: list[StoredEvent], stamps: list[int]) -> bytes:
     """Encode a batch.
 
     Raises:
         FatalAdapterError: a payload, or the batch, is larger than a frame may be.
     """
-    longest = max(len(event.raw) for event in events)
-    if longest > MAX_PAYLOAD_BYTES:
-        raise FatalAdapterError(f"a payload of {longest:,} bytes; at most {MAX_PAYLOAD_BYTES:,} fit")
-    body = encode_body(events)
-    if len(body) > MAX_BATCH_BYTES:
-        raise FatalAdapterError(f"a batch of {len(body):,} bytes; at most {MAX_BATCH_BYTES:,} fit")
+    body = encode_body(stamps, [event.raw for event in events])
+    if len(body) > MAX_PAYLOAD_BYTES:  # otherwise no payload can be
+        longest = max(len(event.raw) for event in events)
+        if longest > MAX_PAYLOAD_BYTES:
+            raise FatalAdapterError(f"a payload of {longest:,} bytes; at most {MAX_PAYLOAD_BYTES:,} fit")
+        if len(body) > MAX_BATCH_BYTES:
+            raise FatalAdapterError(f"a batch of {len(body):,} bytes; at most {MAX_BATCH_BYTES:,} fit")
     return body

@@ -12,8 +12,6 @@ from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
-from netcore import StoredEvent
-
 __all__ = [
     "INFINITY",
     "MAX_BATCH_BYTES",
@@ -185,9 +183,9 @@ def decode(frame: bytes) -> Message:
     return message
 
 
-def encode_body(events: Sequence[StoredEvent]) -> bytes:
-    """Encode a batch's payloads once, for the log and every peer: `[[ts, ...], [raw, ...]]`."""
-    return _encoder.encode(([event.ts for event in events], [event.raw for event in events]))
+def encode_body(stamps: Sequence[int], payloads: Sequence[bytes]) -> bytes:
+    """Encode a batch once, for the log and every peer: `[[ts, ...], [payload, ...]]`."""
+    return _encoder.encode((stamps, payloads))
 
 
 def decode_body(body: bytes, count: int) -> tuple[list[int], list[bytes]]:

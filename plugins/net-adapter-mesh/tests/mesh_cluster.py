@@ -95,7 +95,16 @@ class Node:
         self.gone()
 
     def stop(self):
+        """SIGSTOP, and wait until every thread has come to rest."""
         self.process.send_signal(signal.SIGSTOP)
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        deadline = time.monotonic() + 10
+        while any(
+            (task / "stat").read_text().rpartition(")")[2].split()[0] != "T" for task in tasks.iterdir()
+        ):
+            if time.monotonic() > deadline:
+                raise NodeError("the process does not stop")
+            time.sleep(0.001)
 
     def cont(self):
         self.process.send_signal(signal.SIGCONT)

@@ -250,7 +250,7 @@ class BusDriver:
 
     async def load(self, count, tag=""):
         for number in range(count):
-            while self.bus.stats().pressure > 0.5:
+            while self.bus.stats().pressure > 0.5:  # noqa: ASYNC110 # no event tells
                 await asyncio.sleep(0.001)
             self.bus.ingest_raw(f"{tag}{number}".encode())
             if number % 500 == 0:
@@ -361,4 +361,6 @@ def answer(document):
 
 if __name__ == "__main__":
     settings = json.loads(base64.b64decode(sys.argv[1]))
-    asyncio.run(serve(MeshConfig(**settings["config"]), settings["options"], BusDriver if settings["bus"] else Driver))
+    asyncio.run(
+        serve(MeshConfig(**settings["config"]), settings["options"], BusDriver if settings["bus"] else Driver)
+    )

@@ -32,8 +32,6 @@ from net_adapter_mesh.frames import (
     encode_body,
 )
 
-from netcore import IndexedEvent
-
 numbers = st.integers(0, INFINITY)
 names = st.text(min_size=1, max_size=128)
 shards = st.integers(0, 65_535)
@@ -119,7 +117,7 @@ def test_frames_too_long_are_refused_unread():
 @given(st.lists(st.tuples(st.integers(0, 1 << 62), st.binary(max_size=50)), min_size=1, max_size=20))
 def test_bodies_round_trip_and_wrong_counts_are_refused(pairs):
     """A body holds as many timestamps and payloads as its entry says, or is refused."""
-    body = encode_body([IndexedEvent(0, 1, ts, raw) for ts, raw in pairs])
+    body = encode_body([ts for ts, _ in pairs], [raw for _, raw in pairs])
     assert decode_body(body, len(pairs)) == ([ts for ts, _ in pairs], [raw for _, raw in pairs])
     with pytest.raises(FrameError):
         decode_body(body, len(pairs) + 1)
@@ -237,7 +235,7 @@ def test_node_skips_an_entry_whose_body_is_garbage(cluster, speak):
     speaker = speak(a.address)
     speaker.say(Table(time.time_ns(), [Record("speaker", 1, "", "", [a.origin], [LaneRow("speaker", 0, 9)])]))
     speaker.hear(Subscribe)
-    good = encode_body([IndexedEvent(0, 0, 5, b"fine")])
+    good = encode_body([5], [b"fine"])
     run = [
         WireEntry(1, 0, 0, 1, 1 << 60, 4, 4, {}, b"garbage"),
         WireEntry(2, 0, 1, 1, 1 << 60, 5, 5, None, good),
