@@ -141,7 +141,7 @@ async def test_reads_that_hang_in_more_streams_than_are_read_at_once_cost_one_ti
             page = await bench.poll(cursor=page.cursor)
         assert [event.shard for event in page.events] == list(range(MAX_AT_ONCE, MAX_AT_ONCE + 30))
         store.faults.clear()
-        assert await until_answered(bench, page.cursor) == list(range(1, MAX_AT_ONCE + 1))
+        assert sorted(await until_answered(bench, page.cursor)) == list(range(1, MAX_AT_ONCE + 1))
 
 
 class Together(AsyncStore):
