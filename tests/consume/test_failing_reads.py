@@ -15,7 +15,7 @@ from netcore.errors import AdapterError, CursorError, TransientAdapterError
 
 pytestmark = pytest.mark.anyio
 
-TIMEOUT_S = 0.3
+TIMEOUT_S = 0.5
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -108,7 +108,7 @@ async def test_read_that_hangs_costs_one_poll_the_timeout_and_later_ones_nothing
         assert TIMEOUT_S * 0.9 <= first < TIMEOUT_S + 1
         assert [event.ts for event in page.events] == [1]
         assert set(page.failed_shards) == {1}
-        assert "no answer within 0.3 s" in page.failed_shards[1]
+        assert "no answer within 0.5 s" in page.failed_shards[1]
         began = time.monotonic()
         for _ in range(3):
             again = await bench.poll(cursor=page.cursor, ordering=ordering)
