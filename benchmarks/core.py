@@ -7,14 +7,17 @@ At least 1,000 distinct payloads, spread over all shards; nothing memoised.
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
 from harness import Row, json_payloads, main
 
 from netcore import ConsumeRequest, EventBus, EventBusConfig
+from netcore.builtin.memory import MemoryConfig
 
 try:
     from net import Net  # net-mesh
@@ -141,6 +144,78 @@ def queue_trip(events: list[bytes]) -> Callable[[], float]:
     return lambda: asyncio.run(run())
 
 
+PAGES = 200
+
+
+def pages_of(retained: int) -> Callable[[], float]:
+    """Time PAGES polls of 1,000 events from somewhere in a store that keeps so many."""
+
+    async def run() -> float:
+        payload = json_payloads(120)
+        keep = MemoryConfig(max_events=retained)
+        async with EventBus(EventBusConfig(shards=SHARDS, ring_capacity=CAPACITY, adapter=keep)) as bus:
+            for first in range(0, retained, 10_000):
+                bus.ingest_raw_many([payload[(first + n) % 1000] for n in range(min(10_000, retained))])
+                await bus.flush()
+            start = await bus.poll(ConsumeRequest(retained // 4 or 1, start="earliest"))
+            request = ConsumeRequest(1000, cursor=start.cursor)
+            began = time.perf_counter()
+            for _ in range(PAGES):
+                page = await bus.poll(request)
+                assert len(page.events) == 1000
+            return time.perf_counter() - began
+
+    return lambda: asyncio.run(run())
+
+
+def ringed_bytes() -> float:
+    """Return the bytes that a ringed event of 120 bytes costs beyond its payload."""
+
+    async def run() -> float:
+        count = 100_000
+        payloads = [b"%0120d" % n for n in range(count)]
+        async with EventBus(EventBusConfig(shards=2, ring_capacity=count, adapter="noop")) as bus:
+            tracemalloc.start()
+            before = tracemalloc.get_traced_memory()[0]
+            for payload in payloads:
+                bus.ingest_raw(payload)
+            # The payload's own object is the caller's; a bytes object has 33 bytes beside its bytes.
+            cost = (tracemalloc.get_traced_memory()[0] - before) / count + 33
+            tracemalloc.stop()
+            return cost
+
+    return asyncio.run(run())
+
+
+def start_up(*arguments: str) -> Callable[[], float]:
+    """Return a function that times an interpreter with these arguments, above a bare one."""
+
+    def run() -> float:
+        def seconds(*command: str) -> float:
+            best = 1e9
+            for _ in range(5):
+                start = time.perf_counter()
+                subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+                best = min(best, time.perf_counter() - start)
+            return best
+
+        return seconds(*arguments) - seconds("-c", "pass")
+
+    return run
+
+
+def limits() -> list[Row]:
+    """List rows whose rival is a limit: a ratio of 1 or more says that it is kept."""
+    return [
+        Row(
+            "page of 1,000 of 1,000,000 : of 10,000", pages_of(1_000_000), pages_of(10_000), PAGES * 1000, 0.8
+        ),
+        Row("bytes a ringed event : payload + 160", ringed_bytes, lambda: 160.0, 1, 1.0),
+        Row("import netcore : 120 ms", start_up("-c", "import netcore"), lambda: 0.120, 1, 1.0),
+        Row("netcore --help : 250 ms", start_up("-m", "netcore", "--help"), lambda: 0.250, 1, 1.0),
+    ]
+
+
 def rows() -> list[Row]:
     """List the rows; those beside net-mesh only where it is installed."""
     made: list[Row] = []
@@ -190,4 +265,4 @@ def rows() -> list[Row]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(rows()))
+    sys.exit(main(rows() + limits()))
