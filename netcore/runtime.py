@@ -15,7 +15,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
-__all__ = ["CallTimeoutError", "Progress", "Runtime", "Signal", "Task", "current_runtime"]
+__all__ = [
+    "CallCancelledError",
+    "CallTimeoutError",
+    "Progress",
+    "Runtime",
+    "Signal",
+    "Task",
+    "current_runtime",
+]
 
 T = TypeVar("T")
 
@@ -34,6 +42,13 @@ class CallTimeoutError(TimeoutError):
         state = "and ignores its cancellation" if task else "and was cancelled"
         super().__init__(f"no answer within {timeout:g} s {state}")
         self.task = task
+
+
+class CallCancelledError(RuntimeError):
+    """A background call was cancelled, or let a cancellation of its own escape.
+
+    Not a `CancelledError`: that would tell the one who waits for the call that *it* was cancelled.
+    """
 
 
 class Signal(ABC):
@@ -70,7 +85,11 @@ class Task(ABC):
 
     @abstractmethod
     def result(self) -> Any:
-        """Return or raise what the ended task returned or raised."""
+        """Return or raise what the ended task returned or raised.
+
+        Raises:
+            CallCancelledError: it was cancelled.
+        """
 
 
 class Runtime(ABC):
@@ -103,12 +122,15 @@ class Runtime(ABC):
     def call_soon_threadsafe(self, function: Callable[[], object]) -> bool:
         """Run `function` soon on the loop's thread; any thread. False: the loop is gone."""
 
-    def call_soon(self, function: Callable[[], object]) -> None:
-        """Run `function`: at once on the loop's own thread, else soon; any thread."""
-        if threading.get_ident() == self.thread_id:
+    def call_soon(self, function: Callable[[], object]) -> bool:
+        """Run `function`: at once on the loop's own thread, else soon; any thread. False: the loop is gone."""
+        if threading.get_ident() != self.thread_id:
+            return self.call_soon_threadsafe(function)
+        try:
             function()
-        else:
-            self.call_soon_threadsafe(function)
+        except RuntimeError:  # the loop was closed, and this thread goes on without it
+            return False
+        return True
 
     @abstractmethod
     async def within(self, awaitable: Awaitable[T], timeout: float) -> T:
@@ -218,6 +240,8 @@ class _AsyncioTask(Task):
         return self._task.done()
 
     def result(self) -> Any:
+        if self._task.cancelled():
+            raise CallCancelledError("the call was cancelled")
         return self._task.result()
 
 
@@ -267,7 +291,7 @@ class _AsyncioRuntime(Runtime):
             if task is None or task.cancelling():
                 raise
             # Nobody cancelled this task: the awaitable let a cancellation of its own escape.
-            raise RuntimeError("the call cancelled itself") from error
+            raise CallCancelledError("the call cancelled itself") from error
 
     async def checkpoint(self) -> None:
         await asyncio.sleep(0)

@@ -321,6 +321,19 @@ class Ring:
             self._pass_marks()
             return mark
 
+    def counts(self) -> tuple[int, int, int]:
+        """Return (drained, evicted, here) of one moment; any thread.
+
+        Does without the lock if it cannot be had soon: a signal handler may have interrupted the
+        very code that holds it.
+        """
+        held = self.lock.acquire(timeout=0.1)
+        try:
+            return self.drained, self.evicted, self.here
+        finally:
+            if held:
+                self.lock.release()
+
     def unmark(self, mark: FlushMark) -> None:
         """Forget a barrier."""
         with self.lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -116,6 +117,7 @@ def admit(item: InstalledPlugin) -> Record:
     try:
         hooks, offers = vet(item.load(), item.name)
     except (Exception, SystemExit) as error:  # a module that calls sys.exit must not end the host
+        _let_go(error)
         return Record(name=item.name, distribution=item.distribution, version=item.version, error=error)
     return Record(
         name=item.name,
@@ -124,3 +126,16 @@ def admit(item: InstalledPlugin) -> Record:
         hooks=hooks,
         offers=offers,
     )
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Turn an error's traceback into a note on it.
+
+    The error is kept for as long as the process lives, and with its frames everything that their
+    callers hold: the very bus whose making loaded the plugins would never be let go of.
+    """
+    if error is not None and error.__traceback__ is not None:
+        error.add_note("".join(traceback.format_tb(error.__traceback__)).rstrip())
+        error.__traceback__ = None
+        _let_go(error.__cause__)
+        _let_go(error.__context__)
