@@ -9,7 +9,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 import warnings
 import weakref
 from collections.abc import Callable
@@ -130,11 +129,16 @@ async def test_bus_in_a_forked_child_raises_closed_on_every_call() -> None:
             child = os.fork()
         if child == 0:
             os._exit(_in_child(it.bus))
-        deadline = time.monotonic() + 20
-        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        assert os.waitstatus_to_exitcode(ended[1]) == 0
+        ended: list[int] = []
+
+        def has_ended() -> bool:
+            found, status = os.waitpid(child, os.WNOHANG)
+            if found:
+                ended.append(os.waitstatus_to_exitcode(status))
+            return bool(found)
+
+        await until(has_ended, timeout=20)
+        assert ended == [0]
         it.bus.ingest_raw(b"after")
         await it.bus.flush(10)
         assert it.stats.dispatched == 2

@@ -17,15 +17,62 @@ PACKAGES = [ROOT / "netcore", *sorted(ROOT.glob("plugins/*/net_*"))]
 MODULES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
 # Resolved from an installed plugin, so not an attribute of the package itself.
 LAZY = {"Filter", "FilterBuilder"}
-DESIGN_NAMES = """
-    Adapter AdapterClosedError AdapterConfig AdapterContext AdapterError AdapterRefusedError AddShards
-    BackpressureError BackpressurePolicy Batch BatchConfig Capabilities ClosedError ConfigError
-    ConsumeRequest ConsumeResponse CursorError Event EventBus EventBusConfig EventBusStats EventFilter
-    FatalAdapterError Filter FilterBuilder FilterError FlushTimeoutError FullShard Gap Health IngestError
-    IngestSummary Matcher NetcoreError NoChange PayloadError PluginError PluginNotFoundError RawEvent
-    ReadRequest RemoveShards ScalingConfig ScalingDecision ScalingError ScalingPolicy ScalingRecord
-    ShardPage ShardStats ShutdownReport StoredEvent Stream TransientAdapterError Verdict hookimpl
-""".split()
+DESIGN_NAMES = [
+    "Adapter",
+    "AdapterClosedError",
+    "AdapterConfig",
+    "AdapterContext",
+    "AdapterError",
+    "AdapterRefusedError",
+    "AddShards",
+    "BackpressureError",
+    "BackpressurePolicy",
+    "Batch",
+    "BatchConfig",
+    "Capabilities",
+    "ClosedError",
+    "ConfigError",
+    "ConsumeRequest",
+    "ConsumeResponse",
+    "CursorError",
+    "Event",
+    "EventBus",
+    "EventBusConfig",
+    "EventBusStats",
+    "EventFilter",
+    "FatalAdapterError",
+    "Filter",
+    "FilterBuilder",
+    "FilterError",
+    "FlushTimeoutError",
+    "FullShard",
+    "Gap",
+    "Health",
+    "IngestError",
+    "IngestSummary",
+    "Matcher",
+    "NetcoreError",
+    "NoChange",
+    "PayloadError",
+    "PluginError",
+    "PluginNotFoundError",
+    "RawEvent",
+    "ReadRequest",
+    "RemoveShards",
+    "ScalingConfig",
+    "ScalingDecision",
+    "ScalingError",
+    "ScalingPolicy",
+    "ScalingRecord",
+    "ShardPage",
+    "ShardStats",
+    "ShutdownReport",
+    "StoredEvent",
+    "Stream",
+    "TransientAdapterError",
+    "Verdict",
+    "hookimpl",
+]
 
 
 def test_public_names_documented_are_there() -> None:
