@@ -12,12 +12,25 @@ from netcore.errors import PayloadError
 from netcore.events import Event, RawEvent
 from netcore.stats import IngestSummary
 
-__all__ = ["Accepted", "Key", "Summary", "bad_key", "encoded", "normalise", "route_hash"]
+__all__ = [
+    "ENCODE_ERRORS",
+    "Accepted",
+    "Key",
+    "Summary",
+    "encode",
+    "encoded",
+    "key_hash",
+    "normalise",
+    "route_hash",
+]
 
 route_hash: Final[Callable[[Any], int]] = xxhash.xxh3_64_intdigest
 """Hash a key or payload: xxh3_64, the same in every process and on every machine."""
 
-_encode: Final = msgspec.json.Encoder().encode
+encode: Final = msgspec.json.Encoder().encode
+"""Encode as JSON (C level); raises one of `ENCODE_ERRORS`."""
+
+ENCODE_ERRORS: Final = (TypeError, ValueError, OverflowError, RecursionError)
 
 Key = str | bytes | None
 Accepted = tuple[int, int]
@@ -54,9 +67,18 @@ class Summary:
         )
 
 
-def bad_key(key: object) -> PayloadError:
-    """Word the error for a key that cannot be hashed."""
-    return PayloadError(f"key must be str, bytes or None, not {type(key).__name__}: {key!r:.60}")
+def key_hash(key: str | bytes) -> int:
+    """Hash a routing key; text counts as its UTF-8, so `"k"` and `b"k"` are one key.
+
+    Raises:
+        PayloadError: not text or bytes, or text that has no UTF-8 form.
+    """
+    try:
+        return route_hash(key.encode() if isinstance(key, str) else key)
+    except UnicodeEncodeError as error:
+        raise PayloadError(f"key cannot be encoded as UTF-8: {error}") from error
+    except TypeError:
+        raise PayloadError(f"key must be str, bytes or None, not {type(key).__name__}: {key!r:.60}") from None
 
 
 def encoded(event: object) -> bytes:
@@ -67,28 +89,34 @@ def encoded(event: object) -> bytes:
             "or Event.from_bytes if they are JSON"
         )
     try:
-        return _encode(event)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        return encode(event)
+    except Exception as error:  # also what an object's own properties raise
         raise PayloadError(f"cannot encode {type(event).__name__} as JSON: {error}") from error
 
 
 def normalise(event: object, key: Key) -> tuple[bytes, int]:
     """Return payload and route hash of anything `ingest_raw` takes."""
-    hash_: int | None = None
+    hash_: Any = None
+    data: Any = event
     if isinstance(event, RawEvent):
         data, hash_ = event.raw, event.hash
     elif isinstance(event, Event):
         data = event.raw
-    elif isinstance(event, bytes | bytearray | memoryview):
-        data = bytes(event)
-    else:
-        raise PayloadError(
-            f"ingest_raw takes bytes or RawEvent, not {type(event).__name__}: {event!r:.60}; "
-            "use Event.from_str for JSON text, or ingest for objects"
-        )
+    if type(data) is not bytes:
+        data = _as_bytes(data)
     if key is not None:
-        try:
-            return data, route_hash(key)
-        except TypeError:
-            raise bad_key(key) from None
-    return data, route_hash(data) if hash_ is None else hash_
+        return data, key_hash(key)
+    if hash_ is None:
+        return data, route_hash(data)
+    if type(hash_) is not int:
+        raise PayloadError(f"a route hash must be an int or None, not {hash_!r:.60}")
+    return data, hash_
+
+
+def _as_bytes(data: object) -> bytes:
+    if isinstance(data, bytes | bytearray | memoryview):
+        return bytes(data)
+    raise PayloadError(
+        f"ingest_raw takes bytes or RawEvent, not {type(data).__name__}: {data!r:.60}; "
+        "use Event.from_str for JSON text, or ingest for objects"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
@@ -14,6 +15,7 @@ from netcore.plugins.spec import PROJECT
 
 __all__ = ["ALLOW", "DENY", "InstalledPlugin", "Selection", "admit", "installed_plugins"]
 
+_log = logging.getLogger("netcore.plugins")
 ALLOW: Final = "NETCORE_PLUGINS"
 DENY: Final = "NETCORE_PLUGINS_DISABLE"
 
@@ -116,7 +118,13 @@ def admit(item: InstalledPlugin) -> Record:
     try:
         hooks, offers = vet(item.load(), item.name)
     except (Exception, SystemExit) as error:  # a module that calls sys.exit must not end the host
-        return Record(name=item.name, distribution=item.distribution, version=item.version, error=error)
+        _log.debug("plugin %r of %s did not load", item.name, item.distribution, exc_info=error)
+        return Record(
+            name=item.name,
+            distribution=item.distribution,
+            version=item.version,
+            error=_without_frames(error),
+        )
     return Record(
         name=item.name,
         distribution=item.distribution,
@@ -124,3 +132,12 @@ def admit(item: InstalledPlugin) -> Record:
         hooks=hooks,
         offers=offers,
     )
+
+
+def _without_frames(error: BaseException) -> BaseException:
+    """Drop the tracebacks of an error that is kept: their frames keep whoever was building a bus."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
