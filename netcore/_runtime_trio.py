@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from netcore.runtime import CallTimeoutError, Runtime, Signal, Task
+from netcore.runtime import CallCancelledError, Runtime, Signal, Task
 
 __all__ = ["TrioRuntime"]
 
@@ -56,7 +56,7 @@ class _TrioTask(Task):
             with self._scope:
                 self._value = await function()
             if self._scope.cancelled_caught:
-                self._error = CallTimeoutError(0, None)
+                self._error = CallCancelledError("the call was cancelled")
         except Exception as error:
             self._error = error
         finally:

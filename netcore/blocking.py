@@ -7,11 +7,15 @@ thread; the other calls are handed to the loop and waited for.
 from __future__ import annotations
 
 import contextlib
+import threading
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+import anyio
+from anyio.from_thread import BlockingPortal
 
 from netcore.bus import EventBus as AsyncEventBus
 from netcore.config import EventBusConfig
@@ -20,12 +24,46 @@ from netcore.contracts.adapter import Health
 from netcore.contracts.policies import ScalingDecision
 from netcore.errors import ClosedError
 from netcore.events import RawEvent, StoredEvent
+from netcore.lifecycle import State
+from netcore.runtime import GRACE_S, current_runtime
 from netcore.stats import EventBusStats, IngestSummary, ShutdownReport
 
 __all__ = ["EventBus"]
 
 T = TypeVar("T")
 Key = str | bytes | None
+
+
+class _Loop:
+    """An event loop in a daemon thread: no adapter can keep the process from ending."""
+
+    def __init__(self) -> None:
+        started: Future[tuple[BlockingPortal, Callable[[], object]]] = Future()
+        self._thread: Final = threading.Thread(
+            target=_run_loop, args=(started,), name="netcore loop", daemon=True
+        )
+        self._thread.start()
+        self.portal, self.stop = started.result()
+
+    def join(self, timeout: float) -> None:
+        """Wait until the thread has ended, at most `timeout` seconds."""
+        self._thread.join(timeout)
+
+
+def _run_loop(started: Future[tuple[BlockingPortal, Callable[[], object]]]) -> None:
+    async def serve() -> None:
+        runtime = current_runtime()
+        ended = anyio.Event()
+        async with BlockingPortal() as portal:
+            started.set_result((portal, lambda: runtime.call_soon_threadsafe(ended.set)))
+            await ended.wait()
+
+    try:
+        anyio.run(serve)
+    except BaseException as error:
+        if started.done():
+            raise
+        started.set_exception(error)
 
 
 class EventBus:
@@ -40,8 +78,7 @@ class EventBus:
 
     def __init__(self, config: EventBusConfig | None = None, *, plugins: Sequence[object] = ()) -> None:
         self._bus = AsyncEventBus(config, plugins=plugins)
-        self._stack = contextlib.ExitStack()
-        self._portal: BlockingPortal | None = None
+        self._loop: _Loop | None = None
 
     @property
     def config(self) -> EventBusConfig:
@@ -54,13 +91,13 @@ class EventBus:
         Raises:
             AdapterError: the adapter could not be opened; the thread has ended again.
         """
-        if self._portal is not None:
+        if self._loop is not None:
             raise ClosedError("this bus is open already, or was")
-        self._portal = self._stack.enter_context(start_blocking_portal("asyncio", name="netcore loop"))
+        self._loop = _Loop()
         try:
-            self._portal.call(self._bus.__aenter__)
+            self._loop.portal.call(self._bus.__aenter__)
         except BaseException:
-            self._stack.close()
+            self._loop.stop()
             raise
         return self
 
@@ -146,19 +183,34 @@ class EventBus:
 
     def shutdown(self, timeout: float = 30.0) -> ShutdownReport:
         """See `netcore.EventBus.shutdown`; then ends the loop's thread. Idempotent."""
-        if self._portal is None:
-            raise ClosedError("this bus is not open yet")
+        if self._loop is None:
+            return anyio.run(self._bus.shutdown, timeout)
+        ends = time.monotonic() + timeout + GRACE_S
         try:
             return self._call(self._bus.shutdown, timeout)
+        except ClosedError:
+            if self._bus._report is None:
+                raise
+            return self._bus._report
         finally:
-            self._stack.close()
+            if self._bus._report is not None:
+                self._loop.stop()
+                self._loop.join(max(0.2, ends - time.monotonic()))
+
+    def __del__(self) -> None:
+        loop = getattr(self, "_loop", None)
+        if loop is not None:
+            loop.stop()
 
     def _call(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
-        if self._portal is None:
-            raise ClosedError("this bus is not open yet: use `with EventBus(...)` or `open()`")
+        if self._loop is None or self._bus._lifecycle.state is State.FORKED:
+            # In a forked child the loop's thread does not exist: nobody would ever answer.
+            raise self._bus._lifecycle.refusal()
         try:
-            return self._portal.call(function, *args)
+            return self._loop.portal.call(function, *args)
         except RuntimeError as error:
-            if str(error) == "This portal is not running":
+            if self._bus._lifecycle.state in (State.CLOSED, State.ABANDONED) and not isinstance(
+                error, ClosedError
+            ):
                 raise self._bus._lifecycle.refusal() from error
             raise

@@ -141,10 +141,13 @@ class EventBus(Producer):
         Raises:
             Exception: what the adapter's `flush` or `close` raised (both: an `ExceptionGroup`),
                 after the accounting; a further call returns the report.
+            ClosedError: called in a forked child, or on another loop than the bus's; or still opening.
         """
         if self._lifecycle.state is State.NEW:
             self._lifecycle.move(State.CLOSED)
-        if self._report is None and self._lifecycle.state in (State.CLOSED, State.FORKED):
+        if self._lifecycle.state is State.FORKED:
+            raise self._lifecycle.refusal()
+        if self._report is None and self._lifecycle.state is State.CLOSED:
             self._report = report_of(self.stats(), self._engine.adapter, seconds=0.0)
         if self._report is not None:
             return self._report
@@ -186,14 +189,16 @@ class EventBus(Producer):
 
     def __del__(self) -> None:
         lifecycle = getattr(self, "_lifecycle", None)
-        if lifecycle is not None and lifecycle.state is State.OPEN:
+        if lifecycle is not None and lifecycle.state in (State.OPEN, State.ABANDONED):
+            lost = sum(shard.outstanding for shard in list(self._engine.shards.values()))
             warnings.warn(
-                f"an EventBus was dropped without shutdown; {self.stats().in_flight} events are lost",
+                f"an EventBus was dropped without shutdown; {lost} events are lost",
                 ResourceWarning,
                 source=self,
                 stacklevel=2,
             )
-            self._engine.drop()
+            if lifecycle.state is State.OPEN:
+                self._engine.drop()
 
     # -- consuming -------------------------------------------------------------------------------
 

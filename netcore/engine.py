@@ -19,7 +19,7 @@ from netcore.contracts.adapter import Adapter, AdapterContext, Batch
 from netcore.dispatch.batcher import Batcher
 from netcore.dispatch.dead_letters import DeadLetterFile
 from netcore.dispatch.dispatcher import Dispatcher, DispatchEvents
-from netcore.errors import FlushTimeoutError, TransientAdapterError
+from netcore.errors import FlushTimeoutError, TransientAdapterError, describe, message_of
 from netcore.events import IndexedEvent
 from netcore.ingest.clock import Clock
 from netcore.ingest.router import Router, spread
@@ -66,7 +66,8 @@ class Engine:
         self.runtime: Runtime
         self.progress: Progress
         self.observers: Observers
-        self._totals = dict.fromkeys(_SUMMED, 0)
+        self._retired: tuple[frozenset[int], dict[str, int]] = (frozenset(), dict.fromkeys(_SUMMED, 0))
+        """Ids of the removed shards and the sums of their counters, replaced as a whole."""
         self._errors: dict[str, int] = {}
         self._dead_letter_failures = 0
         self._dead_letter_file = DeadLetterFile(config.dead_letters) if config.dead_letters else None
@@ -183,6 +184,8 @@ class Engine:
         try:
             await dispatcher.run()
             ended = True
+        except Exception:
+            _log.exception("a worker failed, which is a bug; the bus takes no more events")
         finally:
             if not ended and self.lifecycle.state is State.OPEN:
                 # Cancelled from outside: the loop is going away. Nobody would drain the rings.
@@ -190,26 +193,33 @@ class Engine:
 
     def retire(self, shard: Shard) -> None:
         """Forget a removed shard, keeping its counters in the totals."""
+        final = shard.stats(self.timeout_s)
+        ids, sums = self._retired
+        # First it counts as retired, then it goes: `stats`, on another thread, sees it once or the other.
+        self._retired = (ids | {shard.id}, {name: sums[name] + getattr(final, name) for name in _SUMMED})
         self.shards.pop(shard.id, None)
         self.workers.pop(shard.id, None)
-        final = shard.stats(self.timeout_s)
-        for name in _SUMMED:
-            self._totals[name] += getattr(final, name)
 
     def abandon(self) -> None:
         """Stop taking events, and let go of whoever waits: the loop is gone, or the bus was dropped."""
-        self.lifecycle.move(State.ABANDONED)
+        if self.lifecycle.state is not State.ABANDONED:
+            self.lifecycle.move(State.ABANDONED)
         self.router.close()
         for shard in list(self.shards.values()):
             shard.ring.seal()
         self.runtime.call_soon(self.progress.notify)
 
     def drop(self) -> None:
-        """Release what a bus that was dropped without shutdown held; any thread, waits for nothing."""
-        self.abandon()
+        """Release what a bus that was dropped without shutdown held; any thread, waits for nothing.
+
+        The collector may call it in the middle of anything, a ring's locked sections included: so
+        nothing here takes a lock, and the rest is left to the loop.
+        """
+        self.lifecycle.move(State.ABANDONED)
         self.runtime.call_soon_threadsafe(self._dismantle)
 
     def _dismantle(self) -> None:
+        self.abandon()
         self.stop_clock()
         for worker in self.workers.values():
             worker.cancel()
@@ -278,7 +288,8 @@ class Engine:
             if known == kind or known.startswith(f"{kind}: "):
                 self._errors[known] += 1
                 return
-        self._errors[f"{kind}: {error}" if str(error) else kind] = 1
+        words = message_of(error)
+        self._errors[f"{kind}: {words}" if words else kind] = 1
         _log.error(
             "the %s adapter raised %s, which is none of the contract's errors; treated as transient, "
             "logged once",
@@ -297,7 +308,7 @@ class Engine:
                     shard=shard,
                     producer=self.producer,
                     seq=seq,
-                    error=str(error),
+                    error=message_of(error),
                     payload=event.raw,
                 )
                 taken += 1
@@ -306,14 +317,14 @@ class Engine:
                     _log.exception("dead letters cannot be written to %s", self._dead_letter_file.path)
                 failed += 1
         self._dead_letter_failures += failed
-        total = sum(s.dead_lettered for s in self.shards.values()) + self._totals["dead_lettered"]
+        total = sum(s.dead_lettered for s in self.shards.values()) + self._retired[1]["dead_lettered"]
         if total & (total - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...: never silent, never a flood
             where = "a dead-letter sink took it" if taken else "no dead-letter sink took it: it is gone"
             _log.error(
                 "shard %d: an event of %d bytes can never be stored (%s); %s; %d so far",
                 shard,
                 len(event.raw),
-                error,
+                message_of(error),
                 where,
                 total,
             )
@@ -328,12 +339,14 @@ class Engine:
     def stats(self) -> EventBusStats:
         """See `EventBus.stats`."""
         shards = self.shard_stats()
-        sums = {name: self._totals[name] + sum(getattr(s, name) for s in shards) for name in _SUMMED}
+        gone, totals = self._retired
+        shards = tuple(s for s in shards if s.id not in gone)
+        sums = {name: totals[name] + sum(getattr(s, name) for s in shards) for name in _SUMMED}
         abandoned = self.lifecycle.state is State.ABANDONED
         try:
             adapter = self.adapter.stats()
         except Exception as error:
-            adapter = {"error": f"{type(error).__name__}: {error}"}
+            adapter = {"error": describe(error)}
         return EventBusStats(
             at=time.time_ns(),
             ingested=sums["accepted"],

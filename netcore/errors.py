@@ -137,3 +137,18 @@ class AdapterRefusedError(AdapterError):
 
 class AdapterClosedError(AdapterError):
     """The adapter was closed before or during the call."""
+
+
+def message_of(error: BaseException) -> str:
+    """Return an exception's own words, fit to be stored: never raises, and is valid UTF-8."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "its message cannot be shown"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def describe(error: BaseException) -> str:
+    """Return an exception's type and words."""
+    text = message_of(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

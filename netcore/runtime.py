@@ -12,10 +12,18 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, Final, TypeVar
 
-__all__ = ["CallTimeoutError", "Progress", "Runtime", "Signal", "Task", "current_runtime"]
+__all__ = [
+    "CallCancelledError",
+    "CallTimeoutError",
+    "Progress",
+    "Runtime",
+    "Signal",
+    "Task",
+    "current_runtime",
+]
 
 T = TypeVar("T")
 
@@ -34,6 +42,13 @@ class CallTimeoutError(TimeoutError):
         state = "and ignores its cancellation" if task else "and was cancelled"
         super().__init__(f"no answer within {timeout:g} s {state}")
         self.task = task
+
+
+class CallCancelledError(RuntimeError):
+    """A background call was cancelled, or let a cancellation of its own escape.
+
+    Not a `CancelledError`: that would tell the one who waits for the call that *it* was cancelled.
+    """
 
 
 class Signal(ABC):
@@ -70,7 +85,11 @@ class Task(ABC):
 
     @abstractmethod
     def result(self) -> Any:
-        """Return or raise what the ended task returned or raised."""
+        """Return or raise what the ended task returned or raised.
+
+        Raises:
+            CallCancelledError: it was cancelled.
+        """
 
 
 class Runtime(ABC):
@@ -218,7 +237,33 @@ class _AsyncioTask(Task):
         return self._task.done()
 
     def result(self) -> Any:
+        if self._task.cancelled():
+            raise CallCancelledError("the call was cancelled")
         return self._task.result()
+
+
+class _Resumed(Awaitable[T]):
+    """The rest of an awaitable that has been stepped once already, in the same task."""
+
+    __slots__ = ("_steps", "_yielded")
+
+    def __init__(self, steps: Generator[Any, Any, T], yielded: Any) -> None:
+        self._steps = steps
+        self._yielded = yielded
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        steps, yielded = self._steps, self._yielded
+        try:
+            while True:
+                try:
+                    received = yield yielded
+                except BaseException as error:
+                    yielded = steps.throw(error)
+                else:
+                    yielded = steps.send(received)
+        except StopIteration as ended:
+            value: T = ended.value
+            return value
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:
@@ -259,15 +304,22 @@ class _AsyncioRuntime(Runtime):
         return True
 
     async def within(self, awaitable: Awaitable[T], timeout: float) -> T:
+        # The first step by hand: most calls of an in-process adapter end in it, and need no timer.
+        steps = awaitable.__await__()
+        try:
+            first = next(steps)
+        except StopIteration as ended:
+            value: T = ended.value
+            return value
         try:
             async with asyncio.timeout(timeout):
-                return await awaitable
+                return await _Resumed(steps, first)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
             # Nobody cancelled this task: the awaitable let a cancellation of its own escape.
-            raise RuntimeError("the call cancelled itself") from error
+            raise CallCancelledError("the call cancelled itself") from error
 
     async def checkpoint(self) -> None:
         await asyncio.sleep(0)

@@ -222,14 +222,25 @@ class Merger:
         self._total = total
         return total
 
-    def hungry(self) -> list[Run]:
-        """Return the runs to refill before more than `survey` told can go out; none: nothing can."""
+    def hungry(self, goal: int) -> list[Run]:
+        """Return the runs to refill before `goal` events can go out; none: no others can.
+
+        That is the run at the bound, and those at which the next bounds would be: refilling them
+        one by one would cost a round of reads each.
+        """
         fresh = [run for run in self.runs if run.fresh and run.more]
         if fresh:
             return fresh
-        if self.cut.ceiling is not None and self.cut.ceiling <= self._bound <= self.cut.horizon:
-            return []  # whatever comes is held back
-        return [run for run in self.runs if run.more and run.last_key == self._bound]
+        ends = sorted({run.last_key for run in self.runs if run.more})
+        enough = bisect_left(ends, goal, key=self._count)
+        reach = ends[enough] if enough < len(ends) else ANY_KEY
+        if self.cut.ceiling is not None:
+            reach = min(reach, self.cut.ceiling)  # whatever comes behind it is held back
+        return [run for run in self.runs if run.more and run.last_key < reach]
+
+    def _count(self, bound: int) -> int:
+        """Count the events that could go out with this bound."""
+        return sum(run.stop(bound, self.cut) - run.done for run in self.runs)
 
     def peek(self, goal: int) -> list[StoredEvent]:
         """Return the next events in merge order, at most `goal`, as of the last `survey`."""

@@ -66,9 +66,9 @@ class Batcher:
             if shard.held:
                 return self._cut()
             await self._pass_fences()
-            waiting = len(ring.entries)
+            waiting = ring.here
             if not waiting:
-                if ring.sealed:
+                if ring.finish():
                     return []
                 if ring.doze():
                     self._since = None
@@ -84,9 +84,11 @@ class Batcher:
                         await shard.signal.wait(left)
                         ring.awake()
                     continue
-            # Events that come during the dispatch arrive after this moment.
-            self._since = self._now()
             shard.held = ring.take(self._max_events)
+            if not ring.here:
+                # Events that come during the dispatch arrive after this moment; one that was left
+                # behind came before, and keeps the beginning of the delay.
+                self._since = self._now()
 
     def _hurried(self) -> bool:
         ring = self._shard.ring

@@ -12,7 +12,7 @@ import msgspec
 
 from netcore.contracts.adapter import Adapter, Batch
 from netcore.dispatch.batcher import Batcher
-from netcore.errors import AdapterRefusedError, FatalAdapterError, TransientAdapterError
+from netcore.errors import AdapterRefusedError, FatalAdapterError, TransientAdapterError, describe
 from netcore.events import IndexedEvent
 from netcore.ingest.shard import Shard
 from netcore.runtime import Progress, Runtime
@@ -116,10 +116,10 @@ class Dispatcher:
                 turn_ends = time.monotonic() + TURN_S
 
     async def _store(self, batch: Batch) -> None:
-        """Return once the batch is settled: stored, or bisected down to what can't be."""
+        """Return once the batch is settled: stored, bisected down to what can't be, or given up."""
         started = time.monotonic()
         attempt = 0
-        while True:
+        while not self._shard.given_up:
             try:
                 self._shard.attempt_started = time.monotonic()
                 await self._runtime.within(self._adapter.append(batch), self._timeout_s)
@@ -138,12 +138,14 @@ class Dispatcher:
                 return
             finally:
                 self._shard.attempt_started = None
+            if self._shard.given_up:
+                return
             attempt += 1
             self._shard.retries += 1
             await self._runtime.sleep(delay)
 
     def _refused(self, error: Exception, delay: float) -> float:
-        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        text = describe(error)
         if isinstance(error, TimeoutError) and not isinstance(error, TransientAdapterError):
             text = f"append gave no answer within {self._timeout_s:g} s"
         if text != self._shard.last_error:
@@ -153,6 +155,8 @@ class Dispatcher:
 
     def _stored(self, batch: Batch, seconds: float) -> None:
         shard = self._shard
+        if shard.given_up:
+            return
         count = len(batch.events)
         shard.dispatched += count
         shard.batches += 1
@@ -172,6 +176,8 @@ class Dispatcher:
     async def _bisect(self, batch: Batch, error: FatalAdapterError) -> None:
         """Store all of a refused batch but the events that make it so."""
         events = batch.events
+        if self._shard.given_up:
+            return
         if len(events) == 1:
             event: Any = events[0]
             self._shard.dead_lettered += 1

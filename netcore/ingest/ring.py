@@ -33,6 +33,9 @@ SOFT_MARGIN: Final = 64
 """Slots below the capacity in which every push takes the lock, so that capacity is exact for as
 many threads as this caught between their look at the limit and their push."""
 
+FILL_MARGIN: Final = 8
+"""The same below the mark at which a worker asked to be woken: a miss would cost the batch's delay."""
+
 
 class Gate:
     """What a producer looks at: push without asking below `limit`, then heed `attention`."""
@@ -111,6 +114,7 @@ class Ring:
         "evicted",
         "fences",
         "fill_mark",
+        "finished",
         "full_hits",
         "gate",
         "lock",
@@ -142,6 +146,7 @@ class Ring:
         self.marks: Final[list[FlushMark]] = []
         self.fences: Final[deque[Fence]] = deque()
         self.sealed = False
+        self.finished = False
         self.asleep = False
         self.fill_mark = capacity
         self.woken_at = 0.0
@@ -154,10 +159,14 @@ class Ring:
     def accepted(self) -> int:
         """Events that were accepted so far.
 
-        Nothing counts them on the way in: they have left, or they are here (an event beyond the
-        capacity is still being decided on).
+        Nothing counts them on the way in: they have left, or they are here.
         """
-        return self.drained + self.evicted + min(len(self.entries), self.capacity)
+        return self.drained + self.evicted + self.here
+
+    @property
+    def here(self) -> int:
+        """Events that were accepted and are here: one beyond the capacity, or in a finished ring, is not."""
+        return 0 if self.finished else min(len(self.entries), self.capacity)
 
     @property
     def head(self) -> int:
@@ -185,14 +194,14 @@ class Ring:
         if self.sealed:
             gate.attention, gate.limit = True, 0
             return
-        busy = self.waiters or self.reserved
-        gate.limit = 0 if busy else min(self.soft, self.fill_mark)
-        gate.attention = self.asleep or len(self.entries) >= self.soft
+        limit = max(0, min(self.soft, self.fill_mark - FILL_MARGIN))
+        gate.limit = 0 if self.waiters or self.reserved else limit
+        gate.attention = self.asleep or len(self.entries) >= limit
 
     def push(self, entry: IndexedEvent) -> None:
         """Append with the lock held, and wake the worker if it waits for this."""
         self.entries.append(entry)
-        if len(self.entries) >= self.soft:
+        if len(self.entries) >= self.gate.limit:
             self.gate.attention = True
         if self.wanted:
             self.rouse()
@@ -312,6 +321,19 @@ class Ring:
             self._pass_marks()
             return mark
 
+    def counts(self) -> tuple[int, int, int]:
+        """Return (drained, evicted, here) of one moment; any thread.
+
+        Does without the lock if it cannot be had soon: a signal handler may have interrupted the
+        very code that holds it.
+        """
+        held = self.lock.acquire(timeout=0.1)
+        try:
+            return self.drained, self.evicted, self.here
+        finally:
+            if held:
+                self.lock.release()
+
     def unmark(self, mark: FlushMark) -> None:
         """Forget a barrier."""
         with self.lock:
@@ -340,6 +362,26 @@ class Ring:
             while self.waiters:
                 self.waiters.popleft().notify()
         self.wake()
+
+    def finish(self) -> bool:
+        """Say that nothing more will be drained; False if the ring is not sealed and empty.
+
+        What a producer that was held up in mid-push still appends is its own to take back out.
+        """
+        with self.lock:
+            self.finished = self.finished or (self.sealed and not self.entries)
+            return self.finished
+
+    def abandon(self) -> int:
+        """Drain what is left into nothing, and finish; return how much it was."""
+        with self.lock:
+            count = 0 if self.finished else len(self.entries)
+            for _ in range(count):
+                self.entries.popleft()
+            self.drained += count
+            self.finished = True
+            self._pass_marks()
+            return count
 
     def _pass_marks(self) -> bool:
         """Note which marks have left the ring; True if any did just now."""

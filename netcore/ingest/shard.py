@@ -37,6 +37,7 @@ class Shard:
         "busy_since",
         "dead_lettered",
         "dispatched",
+        "given_up",
         "held",
         "id",
         "last_batch_ms",
@@ -74,6 +75,8 @@ class Shard:
         self.busy_since: float | None = None
         self.stopping = False
         self.leaving = False
+        self.given_up = False
+        """Its events are counted as lost: what an adapter call that comes back late says is void."""
 
     @property
     def settled(self) -> int:
@@ -88,7 +91,7 @@ class Shard:
     @property
     def outstanding(self) -> int:
         """Accepted events that are not settled."""
-        return len(self.ring.entries) + self.in_flight
+        return self.ring.here + self.in_flight
 
     def reached(self, mark: FlushMark) -> bool:
         """Tell whether all that was accepted before the mark is settled or evicted."""
@@ -116,7 +119,8 @@ class Shard:
 
     def give_up(self) -> int:
         """Count everything outstanding as lost, and return how much that is."""
-        self.ring.take(len(self.ring.entries))
+        self.given_up = True
+        self.ring.abandon()
         lost = self.in_flight
         self.lost += lost
         self.held = []
@@ -129,11 +133,10 @@ class Shard:
             wedged_after_s: an adapter call older than this outlived its cancellation.
         """
         ring = self.ring
-        # `settled` is read before `drained`: an event may pass from one to the other in between,
-        # and must then not be counted as neither.
+        # What is settled is read before what was drained: an event may pass from one to the other
+        # in between, and must then not be counted as neither.
         dispatched, dead_lettered, lost = self.dispatched, self.dead_lettered, self.lost
-        accepted, drained = ring.accepted, ring.drained
-        depth = min(len(ring.entries), ring.capacity)
+        drained, evicted, depth = ring.counts()
         started, busy_since = self.attempt_started, self.busy_since
         try:
             age_ms = max(0.0, (time.time_ns() - ring.entries[0].ts) / 1e6)
@@ -146,9 +149,9 @@ class Shard:
             utilisation=depth / ring.capacity,
             in_flight=max(0, drained - dispatched - dead_lettered - lost),
             oldest_age_ms=age_ms,
-            accepted=accepted,
+            accepted=drained + evicted + depth,
             dispatched=dispatched,
-            evicted=ring.evicted,
+            evicted=evicted,
             rejected=ring.rejected,
             discarded=ring.discarded,
             dead_lettered=dead_lettered,

@@ -13,6 +13,10 @@ from typing import Any
 
 import pytest
 
+from netcore.cli.app import run
+from netcore.plugins import manager
+from netcore.plugins.discovery import InstalledPlugin, installed_plugins
+
 
 class Cli:
     """The command line in a folder of its own, where the plugin `shelf` is installed.
@@ -75,6 +79,49 @@ def cli(tmp_path: Path) -> Iterator[Cli]:
     runner = Cli(tmp_path)
     yield runner
     runner.close()
+
+
+@pytest.fixture(scope="session")
+def full_shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fill a shelf with 2,500 events, once, for the tests to copy."""
+    runner = Cli(tmp_path_factory.mktemp("full"))
+    lines = b"".join(b'{"n":%d,"even":%s}\n' % (n, b"false" if n % 2 else b"true") for n in range(2500))
+    assert runner("ingest", *runner.shelf, stdin=lines).returncode == 0
+    return runner.folder / "shelf"
+
+
+@pytest.fixture
+def filled(cli: Cli, full_shelf: Path) -> Cli:
+    """Return a command line whose shelf holds 2,500 events."""
+    shutil.copytree(full_shelf, cli.folder / "shelf")
+    return cli
+
+
+Here = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture
+def here(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> Iterator[Here]:
+    """Return the same command line within this process: quicker, for what ends before a bus opens."""
+
+    def discover() -> Iterator[InstalledPlugin]:
+        yield from installed_plugins([str(cli.site)])
+        yield from (plugin for plugin in installed_plugins() if plugin.name == "jsonpath")
+
+    def call(*arguments: object) -> subprocess.CompletedProcess[bytes]:
+        code = run(list(map(str, arguments)))
+        shown = capsysbinary.readouterr()
+        return subprocess.CompletedProcess(arguments, code, shown.out, shown.err)
+
+    for name in [name for name in os.environ if name.startswith("NETCORE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(cli.folder)
+    monkeypatch.syspath_prepend(str(cli.site))
+    monkeypatch.setattr(manager, "_default", manager.PluginManager(discover=discover, environ={}))
+    yield call
+    sys.modules.pop("netcore_test_shelf", None)
 
 
 @pytest.fixture

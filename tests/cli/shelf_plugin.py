@@ -55,7 +55,8 @@ class ShelfAdapter(Adapter[ShelfConfig]):
     async def append(self, batch: Batch) -> None:
         if self.config.hang:
             (self._folder / "hanging").touch()
-            await anyio.sleep_forever()
+            while not (self._folder / "released").exists():  # another process makes it
+                await anyio.sleep(0.01)
         stored = self._next.get(batch.shard, 0)
         fresh = batch.events[max(0, stored - batch.first_seq) :]
         if self.config.poison and any(self.config.poison.encode() in event.raw for event in fresh):

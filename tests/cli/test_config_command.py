@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 Cli = Any
+Here = Any
 
 GOOD = """
 shards = 3
@@ -51,11 +53,11 @@ def test_config_check_good_prints_the_effective_settings_masked(cli: Cli) -> Non
         ("[scaling]\noptions = {colour = 1}", b"colour"),
     ],
 )
-def test_config_check_bad_is_one_line_and_exit_2(text: str, said: bytes, cli: Cli) -> None:
+def test_config_check_bad_is_one_line_and_exit_2(text: str, said: bytes, tmp_path: Path, here: Here) -> None:
     """Whatever is wrong, the line names it."""
-    file = cli.folder / "bus.toml"
+    file = tmp_path / "bus.toml"
     file.write_text(text)
-    done = cli("config", "check", file)
+    done = here("config", "check", file)
     assert (done.returncode, done.stdout) == (2, b"")
     assert said in done.stderr
     assert done.stderr.count(b"\n") == 1

@@ -11,14 +11,7 @@ from typing import Any
 import pytest
 
 Cli = Any
-
-
-@pytest.fixture
-def filled(cli: Cli) -> Cli:
-    """A command line whose shelf holds 2,500 events."""
-    lines = b"".join(b'{"n":%d,"even":%s}\n' % (n, b"false" if n % 2 else b"true") for n in range(2500))
-    assert cli("ingest", *cli.shelf, stdin=lines).returncode == 0
-    return cli
+Here = Any
 
 
 def numbers(output: bytes) -> list[int]:
@@ -113,19 +106,19 @@ def test_poll_payload_that_is_not_one_line_of_json_is_made_one(cli: Cli) -> None
         (["--cursor-file", "empty.cursor"], b"empty.cursor is empty"),
     ],
 )
-def test_poll_asked_wrongly_is_exit_2(arguments: list[str], said: bytes, cli: Cli) -> None:
+def test_poll_asked_wrongly_is_exit_2(arguments: list[str], said: bytes, cli: Cli, here: Here) -> None:
     """A cursor, filter or shard that cannot be used is one line on stderr."""
     (cli.folder / "empty.cursor").touch()
-    done = cli("poll", *arguments, *cli.shelf)
+    done = here("poll", *arguments, *cli.shelf)
     assert (done.returncode, done.stdout) == (2, b"")
     assert said in done.stderr
     assert done.stderr.count(b"\n") == 1
 
 
 @pytest.mark.parametrize("adapter", ["memory", "noop"])
-def test_poll_of_a_private_adapter_is_refused(adapter: str, cli: Cli) -> None:
+def test_poll_of_a_private_adapter_is_refused(adapter: str, here: Here) -> None:
     """A poll that can never see anything says so instead of printing nothing."""
-    done = cli("poll", "--adapter", adapter)
+    done = here("poll", "--adapter", adapter)
     assert done.returncode == 2
     assert f"the {adapter} adapter keeps events inside one process".encode() in done.stderr
 

@@ -25,7 +25,7 @@ def walk(streams: list[list[int]], limit: int) -> list[list[int]]:
     while True:
         runs = [Run(Stream(shard), entry) for shard, entry in enumerate(entries)]
         merger = Merger(runs, Cut())
-        while merger.survey() < limit and (hungry := merger.hungry()):
+        while merger.survey() < limit and (hungry := merger.hungry(limit)):
             for run in hungry:
                 at = int(run.seen or 0)
                 stored = streams[run.stream.shard]
@@ -53,15 +53,15 @@ def test_merger_bound_by_a_truncated_stream_asks_that_stream_alone() -> None:
     """What lies beyond the last read key of a truncated stream waits, and only that is read again."""
     short, long = Run(Stream(0), (None, NO_KEY)), Run(Stream(1), (None, NO_KEY))
     merger = Merger([long, short], Cut())
-    assert merger.hungry() == [short, long]
+    assert merger.hungry(9) == [short, long]
     short.feed(page(0, [10, 20], more=True), None)
     long.feed(page(1, [5, 15, 25, 35]), None)
     assert merger.survey() == 4
-    assert merger.hungry() == [short]
+    assert merger.hungry(9) == [short]
     assert [event.ts for event in merger.peek(9)] == [5, 10, 15, 20]
     short.feed(page(0, [40], 3), None)
     assert merger.survey() == 7
-    assert merger.hungry() == []
+    assert merger.hungry(9) == []
     assert [event.ts for event in merger.peek(9)] == [5, 10, 15, 20, 25, 35, 40]
 
 

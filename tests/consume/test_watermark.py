@@ -119,6 +119,22 @@ async def test_watermark_does_not_hold_events_of_a_broken_clock(anyio_backend: s
         assert bench.clock.tick() < 1 << 62
 
 
+async def test_watermark_behind_an_event_from_a_clock_ahead_moves_past_it(anyio_backend: str) -> None:
+    """Where the watermark is the bus's own clock, an event seen from ahead does not wait for time to pass."""
+    store = WatermarkStore()
+    async with lab(store, causal_wait_s=30) as bench:
+        ahead = bench.clock.tick() + 20 * 10**9
+        store.put(0, ahead)
+
+        def tick() -> None:
+            bench.view.low = bench.clock.tick()
+
+        bench.view.on_watermark = tick
+        with anyio.fail_after(5):
+            assert stamps(await bench.poll()) == [ahead]
+        assert bench.clock.anomalies == 0
+
+
 async def test_watermark_is_not_asked_of_a_store_without_it(anyio_backend: str) -> None:
     """A broker's page is cut by nothing."""
     store = Store()

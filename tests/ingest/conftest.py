@@ -1,8 +1,8 @@
-"""Makes the helpers shared by these tests importable."""
+"""Makes `ingest_lab` importable."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "bus"))
+sys.path.insert(0, str(Path(__file__).parent))
