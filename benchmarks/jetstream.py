@@ -170,7 +170,9 @@ class Bench:
         began = time.perf_counter()
         for first in range(0, count, SIZE):
             sent = [
-                await jetstream.publish_async(name, PAYLOADS[n], headers={"Nats-Msg-Id": f"{name}:{first}:{n}"})
+                await jetstream.publish_async(
+                    name, PAYLOADS[n], headers={"Nats-Msg-Id": f"{name}:{first}:{n}"}
+                )
                 for n in range(SIZE)
             ]
             await asyncio.gather(*sent)
