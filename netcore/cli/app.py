@@ -85,7 +85,8 @@ def run(arguments: Sequence[str]) -> int:
         # Not click's `main`: it turns a closed pipe into a failure, and errors into several lines.
         with app.make_context("netcore", list(arguments) or ["--help"]) as context:
             code = app.invoke(context)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is where the output was closed before we began
+            sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code

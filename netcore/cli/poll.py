@@ -71,6 +71,8 @@ def command(
     """
     from netcore.cli.running import run
 
+    if sys.stdout is None:
+        raise OSError("standard output is closed, so there is nowhere to print events to")
     config = load_config(config_file, adapter, settings)
     kind, capabilities = adapter_of(config)
     if not (capabilities.shared or capabilities.durable):

@@ -57,3 +57,29 @@ def test_error_that_nobody_can_read_still_has_its_exit_code(cli: Any) -> None:
     process = cli.start("ingest", "--adapter", "nonsense", stderr=writing)
     os.close(writing)
     assert process.wait(60) == 2
+
+
+def without(descriptor: int) -> Callable[[], None]:
+    """Close a standard stream before the program begins, as `>&-` does."""
+    return lambda: os.close(descriptor)
+
+
+def test_closed_standard_streams_are_named(cli: Any) -> None:
+    """Daemons start programs so; the number of the stream may by then be another file's."""
+    process = cli.start("ingest", *cli.shelf, stdin=None, preexec_fn=without(0))
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (
+        1,
+        b"netcore: standard input is closed, so there is nothing to read\n",
+    )
+    process = cli.start("poll", *cli.shelf, stdout=None, preexec_fn=without(1))
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert said.startswith(b"netcore: standard output is closed")
+
+
+def test_ingest_succeeds_without_a_standard_output(cli: Any) -> None:
+    """It prints nothing there."""
+    process = cli.start("ingest", *cli.shelf, stdout=None, preexec_fn=without(1))
+    _, said = process.communicate(b'{"n":1}\n', timeout=60)
+    assert (process.returncode, said) == (0, b"netcore: 1 events ingested, 1 stored\n")
