@@ -173,24 +173,22 @@ class RedisAdapter(Adapter[RedisConfig]):
         results: list[ShardPage | Exception | None],
     ) -> None:
         """Make one round trip for the scans that this link serves."""
+        from net_adapter_redis.reading import Intake
+
         session = self._open_session()
         parts = [scans[index].command() for index in indices]
+        intake = Intake([(scans[index], count) for index, (_, count) in zip(indices, parts, strict=True)])
+        data, total = b"".join(data for data, _ in parts), sum(count for _, count in parts)
+        failure: AdapterError | None = None
         try:
-            replies = await session.ask(
-                link, b"".join(data for data, _ in parts), sum(n for _, n in parts), "read"
-            )
+            await session.ask(link, data, total, "read", sink=intake)
         except AdapterError as error:
-            for index in indices:
-                results[index] = error
-            return
-        at = 0
-        for index, (_, count) in zip(indices, parts, strict=True):
-            scan, mine = scans[index], replies[at : at + count]
-            at += count
-            try:
-                scan.accept(mine)
-            except Exception as error:
-                results[index] = self._read_failure(error, scan, link)
+            failure = error
+        for at, index in enumerate(indices):
+            if at >= len(intake.outcomes):
+                results[index] = failure
+            elif (wrong := intake.outcomes[at]) is not None:
+                results[index] = self._read_failure(wrong, scans[index], link)
 
     def _read_failure(self, error: Exception, scan: Scan, link: Link) -> AdapterError:
         from redis.exceptions import MovedError

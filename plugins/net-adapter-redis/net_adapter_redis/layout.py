@@ -24,7 +24,8 @@ from netcore.events import StoredEvent
 
 __all__ = [
     "PackedBatch",
-    "decode_run",
+    "decode_alike",
+    "decode_each",
     "decode_slice",
     "encode_events",
     "encode_packed",
@@ -33,10 +34,11 @@ __all__ = [
 ]
 
 _START: Final = b'{"r":'
-_TAIL: Final = re.compile(rb',"t":(-?[0-9]{1,20}),"s":[0-9]{1,5}\}\Z')
+_MIDDLE: Final = b',"t":'
+# Greedy, so that the payload is whatever stands before the *last* end of this shape.
+_ENVELOPE: Final = re.compile(rb'\{"r":(.*),"t":(-?[0-9]{1,20}),"s":[0-9]{1,5}\}', re.DOTALL)
 _EPOCH_FROM: Final = 10**18
 """Nanoseconds: a smaller `t` counts from some program's start and means nothing to others."""
-_FAST: Final = len(b',"t":') + 19  # a ts of our time has 19 digits
 
 
 class PackedBatch(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -100,17 +102,20 @@ def event_from(envelope: bytes, entry: bytes) -> tuple[int, bytes] | None:
         envelope: the content of field `d`.
         entry: the entry's id; tells the time where the envelope does not.
     """
-    if envelope.startswith(_START) and (match := _TAIL.search(envelope[-48:])):
-        ts, raw = int(match[1]), envelope[5 : match.start() - min(len(envelope), 48)]
+    if match := _ENVELOPE.fullmatch(envelope):
+        ts, raw = int(match[2]), match[1]
     else:
         try:
             parsed = _decode_envelope(envelope)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
         ts, raw = _whole(parsed.t), bytes(parsed.r)
-    if ts < _EPOCH_FROM:
-        ts = int(entry.partition(b"-")[0]) * 1_000_000
-    return ts, raw
+    return (ts if ts >= _EPOCH_FROM else _time_of(entry)), raw
+
+
+def _time_of(entry: bytes) -> int:
+    """Return when the server stored an entry, ns: for writers whose `t` is no time of the world."""
+    return int(entry.partition(b"-")[0]) * 1_000_000
 
 
 def _whole(t: float | int | None) -> int:
@@ -127,43 +132,57 @@ def unpack(blob: bytes) -> PackedBatch | None:
     return batch if batch.version == 1 and 0 < len(batch.ts) == len(batch.raw) else None
 
 
-def decode_run(
-    entries: Sequence[Any], shard: int, count: int | None, incarnation: str, events: list[StoredEvent]
-) -> int:
-    """Append the events of leading event entries that have this library's shape; the fast path.
+def decode_alike(
+    entries: Sequence[Any], shard: int, count: int | None, incarnation: str
+) -> list[StoredEvent] | None:
+    """Return the events of entries that all have this library's shape, or None if one has not.
 
-    Stops before the first entry of another shape.
+    Column by column, each step one C call an entry: twice as fast as entry by entry.
 
     Args:
         entries: `[id, [field, value, ...]]` each, as Redis sends them.
         shard: the stream's shard.
         count: entries added up to the one before the first of these, or None.
         incarnation: the stream's; "" without `count`.
-        events: what the events are appended to.
-
-    Returns:
-        The number of entries taken.
     """
-    tail, taken = b',"s":%d}' % shard, 0
-    size, back = len(tail), len(tail) + _FAST
-    number, mark = (0, "") if count is None else (count, "@")
-    add = events.append
-    for entry, fields in entries:
-        envelope = fields[1]
-        stamp = envelope[-size - 19 : -size]
-        if (
-            fields[0] != b"d"
-            or not envelope.endswith(tail)
-            or not envelope.startswith(_START)
-            or envelope[-back : -size - 19] != b',"t":'
-            or not stamp.isdigit()
-            or stamp < b"1"
-        ):
+    tail = b',"s":%d}' % shard
+    end, stamp = -len(tail), -len(tail) - 19
+    middle = stamp - len(_MIDDLE)
+    envelopes = [fields[1] for _, fields in entries if fields[0] == b"d"]
+    stamps = [
+        envelope[stamp:end]
+        for envelope in envelopes
+        if envelope[:5] == _START and envelope[end:] == tail and envelope[middle:stamp] == _MIDDLE
+    ]
+    digits = b"".join(stamps)
+    if len(digits) != 19 * len(entries) or not digits.isdigit() or min(stamps) < b"1":
+        return None
+    if count is None:
+        ids = [entry[0].decode() for entry in entries]
+    else:
+        ids = [
+            f"{entry[0].decode()}@{number}.{incarnation}" for number, entry in enumerate(entries, count + 1)
+        ]
+    raws = [envelope[5:middle] for envelope in envelopes]
+    return list(map(StoredEvent, ids, repeat(shard), map(int, stamps), raws))
+
+
+def decode_each(entries: Sequence[Any], shard: int, count: int | None, incarnation: str) -> list[StoredEvent]:
+    """Return the events of leading entries that `net-mesh` could have written; as `decode_alike`.
+
+    Stops before the first entry of another shape.
+    """
+    events: list[StoredEvent] = []
+    for number, (entry, fields) in enumerate(entries, 1 if count is None else count + 1):
+        match = _ENVELOPE.fullmatch(fields[1]) if fields[0] == b"d" else None
+        if match is None:
             break
-        taken += 1
-        where = f"{entry.decode()}@{number + taken}.{incarnation}" if mark else entry.decode()
-        add(StoredEvent(where, shard, int(stamp), envelope[5:-back]))
-    return taken
+        ts = int(match[2])
+        if ts < _EPOCH_FROM:
+            ts = _time_of(entry)
+        where = entry.decode() if count is None else f"{entry.decode()}@{number}.{incarnation}"
+        events.append(StoredEvent(where, shard, ts, match[1]))
+    return events
 
 
 def decode_slice(

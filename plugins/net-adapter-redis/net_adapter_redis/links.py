@@ -27,12 +27,22 @@ _WRITE_LIMIT: Final = 32 << 20
 class _Request:
     """Replies that somebody waits for."""
 
-    __slots__ = ("count", "future", "replies")
+    __slots__ = ("count", "future", "replies", "sink")
 
-    def __init__(self, count: int, future: asyncio.Future[list[Any]]) -> None:
+    def __init__(
+        self, count: int, future: asyncio.Future[list[Any]], sink: Callable[[Any], Any] | None
+    ) -> None:
         self.count = count
         self.replies: list[Any] = []
         self.future = future
+        self.sink = sink
+
+    def take(self, reply: Any) -> bool:
+        """Take one reply; tell whether it was the last."""
+        if self.sink is not None and not self.future.done():
+            reply = self.sink(reply)
+        self.replies.append(reply)
+        return len(self.replies) == self.count
 
 
 class Link:
@@ -78,7 +88,13 @@ class Link:
         return self._connection is not None
 
     async def call(
-        self, data: bytes, replies: int = 1, *, timeout: float | None = None, patient: bool = False
+        self,
+        data: bytes,
+        replies: int = 1,
+        *,
+        timeout: float | None = None,
+        patient: bool = False,
+        sink: Callable[[Any], Any] | None = None,
     ) -> list[Any]:
         """Send commands and return their replies, error replies among them as exceptions.
 
@@ -89,6 +105,9 @@ class Link:
             replies: how many replies they get.
             timeout: seconds, instead of the link's.
             patient: when time is up, keep the connection, for the reply will come.
+            sink: called with each reply as it arrives, must not raise; its results are returned
+                instead. Replies that are used up at once never pile up: a page's many small
+                lists would cost the garbage collector more than all else.
 
         Raises:
             redis.exceptions.RedisError: the connection was lost or can't be made. The commands may
@@ -103,7 +122,7 @@ class Link:
                     connection = await self._connect()
                     if connection is not self._connection or not connection.is_connected:
                         raise redis_errors.ConnectionError("the connection was lost at once")
-                request = _Request(replies, asyncio.get_running_loop().create_future())
+                request = _Request(replies, asyncio.get_running_loop().create_future(), sink)
                 self._requests.append(request)
                 # Nothing may suspend between these two lines: the queue is the order of sending.
                 await connection.send_packed_command([data], check_health=False)
@@ -184,8 +203,7 @@ class Link:
                 except redis_errors.ResponseError as error:
                     reply = error
                 request = requests[0]
-                request.replies.append(reply)
-                if len(request.replies) == request.count:
+                if request.take(reply):
                     requests.popleft()
                     if not request.future.done():
                         request.future.set_result(request.replies)

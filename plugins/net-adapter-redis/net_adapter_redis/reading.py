@@ -12,15 +12,16 @@ from typing import Any, Final
 
 import msgspec
 
-from net_adapter_redis.layout import PackedBatch, decode_run, decode_slice, event_from, unpack
+from net_adapter_redis.layout import PackedBatch, decode_alike, decode_each, decode_slice, event_from, unpack
 from net_adapter_redis.positions import Position, entry_id
 from net_adapter_redis.resp import command
 from netcore.contracts.adapter import Gap, ReadRequest, ShardPage
 from netcore.events import StoredEvent
 
-__all__ = ["Density", "Scan", "StreamState", "look", "state_from"]
+__all__ = ["Density", "Intake", "Scan", "StreamState", "look", "state_from"]
 
 _FIRST_LOOK: Final = 8
+_CHUNK: Final = 256
 _PAGE_BYTES: Final = 16 << 20
 _KEPT_BYTES: Final = 4 << 20
 
@@ -304,12 +305,15 @@ class Scan:
                 held, seen = self._entry(entries[0], before), 1
         end = len(entries) - 1 if beyond else len(entries)
         while start < end and self._left:
-            stop = min(end, start + self._left)
-            taken = self._run(entries[start:stop])
+            stop = min(end, start + self._left, start + _CHUNK)
+            taken = self._alike(entries[start:stop])
             start, seen, held = start + taken, seen + taken, held + taken
-            if start < stop:
-                held += self._entry(entries[start], self._position)
-                start, seen = start + 1, seen + 1
+            while start < stop and self._left:
+                taken = self._each(entries[start:stop])
+                start, seen, held = start + taken, seen + taken, held + taken
+                if start < stop and self._left:
+                    held += self._entry(entries[start], self._position)
+                    start, seen = start + 1, seen + 1
         if seen:
             self._density.learn(entries, held / seen)
         self._density.keep(entries[max(start - 1, 0) :])
@@ -317,17 +321,29 @@ class Scan:
         self._after = self._position
         self.done = not self._more or self._left == 0 or self._rounds >= 4
 
-    def _run(self, entries: list[Any]) -> int:
-        """Decode leading entries of the usual shape, fast; return how many those were."""
+    def _alike(self, entries: list[Any]) -> int:
+        """Decode entries that are all of this library's shape; return how many those were: all or none."""
         at = self._position
         assert at is not None
-        shard = self.request.stream.shard
-        taken = decode_run(entries, shard, at.count, at.incarnation, self._events)
-        if taken:
-            self._left -= taken
-            count = None if at.count is None else at.count + taken
-            self._position = Position(entry_id(entries[taken - 1][0]), None, 0, count, at.incarnation)
-        return taken
+        events = decode_alike(entries, self.request.stream.shard, at.count, at.incarnation)
+        return 0 if events is None else self._add(events, entries, at)
+
+    def _each(self, entries: list[Any]) -> int:
+        """Decode leading entries of a known shape; return how many those were."""
+        at = self._position
+        assert at is not None
+        return self._add(
+            decode_each(entries, self.request.stream.shard, at.count, at.incarnation), entries, at
+        )
+
+    def _add(self, events: list[StoredEvent], entries: list[Any], at: Position) -> int:
+        """Take in events, one an entry, and move behind the last of them."""
+        if events:
+            self._events += events
+            self._left -= len(events)
+            count = None if at.count is None else at.count + len(events)
+            self._position = Position(entry_id(entries[len(events) - 1][0]), None, 0, count, at.incarnation)
+        return len(events)
 
     def _entry(self, entry: Any, before: Position) -> int:
         """Decode one entry of any shape; return how many events it holds."""
@@ -363,3 +379,35 @@ class Scan:
         self._position = Position(
             at.id, index if rest else None, len(batch.raw) if rest else 0, at.count, at.incarnation
         )
+
+
+class Intake:
+    """Hands the replies of one round trip to the scans that asked, as they arrive.
+
+    Args:
+        scans: who asked, and how many replies each gets, in order.
+
+    Attributes:
+        outcomes: None, or what went wrong, for each scan whose replies are complete.
+    """
+
+    __slots__ = ("_replies", "_scans", "outcomes")
+
+    def __init__(self, scans: list[tuple[Scan, int]]) -> None:
+        self._scans = scans
+        self._replies: list[Any] = []
+        self.outcomes: list[Exception | None] = []
+
+    def __call__(self, reply: Any) -> None:
+        """Take one reply."""
+        scan, count = self._scans[len(self.outcomes)]
+        self._replies.append(reply)
+        if len(self._replies) < count:
+            return
+        replies, self._replies = self._replies, []
+        try:
+            scan.accept(replies)
+        except Exception as error:
+            self.outcomes.append(error)
+        else:
+            self.outcomes.append(None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from net_adapter_redis.failures import translate
@@ -45,7 +46,13 @@ class Session:
         self.lone_registry = config.cluster and not self.keys.one_slot
 
     async def ask(
-        self, link: Link, data: bytes, replies: int, doing: str, *, timeout: float | None = None
+        self,
+        link: Link,
+        data: bytes,
+        replies: int,
+        doing: str,
+        *,
+        sink: Callable[[Any], Any] | None = None,
     ) -> list[Any]:
         """Send commands over `link`; as `Link.call`, with the adapter's errors.
 
@@ -53,7 +60,7 @@ class Session:
             AdapterError: the connection failed, or was refused; naming `doing`.
         """
         try:
-            return await link.call(data, replies, timeout=timeout)
+            return await link.call(data, replies, sink=sink)
         except AdapterClosedError:
             raise
         except Exception as error:
