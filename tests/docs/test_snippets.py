@@ -158,7 +158,7 @@ def test_readme_adapter_passes_the_contract(tmp_path: Path) -> None:
     """The adapter that the README shows is a whole one: the contract suite agrees."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (source,) = [match[2] for match in BLOCK.finditer(text) if "class ListAdapter" in match[2]]
-    (tmp_path / "list_adapter.py").write_text(source.replace("asyncio.run(main())", ""))
+    (tmp_path / "list_adapter.py").write_text(source.partition("\nwith EventBus")[0])
     (tmp_path / "test_list.py").write_text(
         "import pytest\n"
         "from list_adapter import ListAdapter, ListConfig\n"
