@@ -343,7 +343,7 @@ async def test_streams_lists_what_others_made(server: RedisServer, opened: Opene
     for shard in (0, 3, 900):
         server.call("XADD", f"net:shard:{shard}", "*", "d", '{"r":1,"t":1,"s":0}')
     async with asyncio.timeout(10):
-        while await adapter.streams() != [Stream(0), Stream(3), Stream(900)]:  # noqa: ASYNC110  # the server
+        while await adapter.streams() != [Stream(0), Stream(3), Stream(900)]:  # the server
             await asyncio.sleep(0.05)
     server.call("XADD", "net:shard:904", "*", "d", '{"r":1,"t":1,"s":0}')
     assert Stream(904) in await adapter.streams()

@@ -135,7 +135,7 @@ async def test_append_server_killed_midway_loses_and_repeats_nothing(layout: str
             tasks = [asyncio.ensure_future(fire(writer)) for writer in writers]
             for _ in range(kills):
                 goal = adapter.stats()["batches"] + 20
-                while adapter.stats()["batches"] < goal:  # noqa: ASYNC110  # a plain counter
+                while adapter.stats()["batches"] < goal:  # a plain counter
                     await asyncio.sleep(0.002)
                 await asyncio.to_thread(server.restart)
             stop.set()
@@ -245,7 +245,7 @@ async def test_append_after_failover_to_a_replica_goes_on(opened: Opened) -> Non
         await writer.write(payloads(10))
         replica.call("REPLICAOF", primary.host, primary.port)
         async with asyncio.timeout(20):
-            while not replica.call("EXISTS", "net:shard:0"):  # noqa: ASYNC110  # another process
+            while not replica.call("EXISTS", "net:shard:0"):  # another process
                 await asyncio.sleep(0.02)
         replica.call("REPLICAOF", "NO", "ONE")
         await writer.write(payloads(20, 10))
