@@ -14,7 +14,7 @@ import pytest
 from net_adapter_redis import RedisAdapter, RedisConfig
 
 from netcore import BatchConfig, ConsumeRequest, EventBus, EventBusConfig
-from netcore.contracts.adapter import Stream
+from netcore.contracts.adapter import Gap, Stream
 from netcore.errors import CursorError
 from netcore.events import StoredEvent
 from netcore.testing.contract import Writer, adapter_context, drain
@@ -148,7 +148,9 @@ async def test_bus_consumer_survives_a_flushed_server(server: RedisServer) -> No
         for index in range(200, 300):
             bus.ingest({"n": index})
         await bus.flush()
-        request, events, gaps = ConsumeRequest(500, cursor=page.cursor), [], []
+        request = ConsumeRequest(500, cursor=page.cursor)
+        events: list[StoredEvent] = []
+        gaps: list[Gap] = []
         async with asyncio.timeout(20):
             while len(events) < 100:
                 page = await bus.poll(request, wait=0.2)

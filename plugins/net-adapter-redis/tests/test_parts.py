@@ -116,7 +116,7 @@ def test_position_text_round_trip(ms: int, seq: int, count: int | None) -> None:
     """Text and back, plain and inside a packed entry."""
     incarnation = "" if count is None else "0a1b2c3d"
     for inside in ((None, 0), (0, 2), (3, 256)):
-        position = Position((ms, seq), *inside, count, incarnation)
+        position = Position((ms, seq), inside[0], inside[1], count, incarnation)
         assert Position.parse(str(position)) == position
         assert entry_id(position.entry) == (ms, seq)
 
@@ -217,7 +217,7 @@ def test_identity_names_namespace_and_no_address() -> None:
 
 
 def _reply(text: str) -> Exception:
-    error: Exception = BaseParser.parse_error(text)
+    error: Exception = BaseParser.parse_error(text)  # type: ignore[no-untyped-call]
     return error
 
 
@@ -250,6 +250,7 @@ def _reply(text: str) -> Exception:
             _reply("ERR The user executing the script can't run this command or subcommand"),
             AdapterRefusedError,
         ),
+        (_reply("ERR ACL failure in script: User app has no permissions to run 'xadd'"), AdapterRefusedError),
         (_reply("ERR DB index is out of range"), AdapterRefusedError),
         (_reply("CROSSSLOT Keys in request don't hash to the same slot"), AdapterRefusedError),
         (_reply("ERR Protocol error: invalid bulk length"), FatalAdapterError),
