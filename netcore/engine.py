@@ -12,6 +12,7 @@ import os
 import random
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
 from netcore.config import EventBusConfig
@@ -142,13 +143,19 @@ class Engine:
             self.next_shard,
             self.config.ring_capacity,
             signal,
-            wake=functools.partial(runtime.call_soon, signal.set),
+            wake=functools.partial(self._wake, signal.set),
             moved=functools.partial(runtime.call_soon_threadsafe, self.progress.notify),
         )
         self.start_worker(shard)
         self.next_shard += 1
         self.shards[shard.id] = shard
         return shard
+
+    def _wake(self, function: Callable[[], object]) -> None:
+        """Wake a worker; where its loop is gone, take no more events. Any thread, its ring locked."""
+        if not self.runtime.call_soon(function) and self.lifecycle.state is State.OPEN:
+            self.lifecycle.move(State.ABANDONED)
+            self.router.close()
 
     def start_worker(self, shard: Shard) -> None:
         """Start (or, after an unexpected cancellation, restart) a shard's worker."""

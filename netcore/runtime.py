@@ -122,12 +122,15 @@ class Runtime(ABC):
     def call_soon_threadsafe(self, function: Callable[[], object]) -> bool:
         """Run `function` soon on the loop's thread; any thread. False: the loop is gone."""
 
-    def call_soon(self, function: Callable[[], object]) -> None:
-        """Run `function`: at once on the loop's own thread, else soon; any thread."""
-        if threading.get_ident() == self.thread_id:
+    def call_soon(self, function: Callable[[], object]) -> bool:
+        """Run `function`: at once on the loop's own thread, else soon; any thread. False: the loop is gone."""
+        if threading.get_ident() != self.thread_id:
+            return self.call_soon_threadsafe(function)
+        try:
             function()
-        else:
-            self.call_soon_threadsafe(function)
+        except RuntimeError:  # the loop was closed, and this thread goes on without it
+            return False
+        return True
 
     @abstractmethod
     async def within(self, awaitable: Awaitable[T], timeout: float) -> T:

@@ -21,6 +21,8 @@ from collections.abc import Iterable
 from itertools import accumulate, chain, compress
 from typing import Final, NamedTuple
 
+import msgspec
+
 from netcore.consume.cursor import MAX_KEY, Entry
 from netcore.contracts.adapter import Gap, ShardPage, Stream
 from netcore.events import StoredEvent
@@ -47,7 +49,7 @@ class Cut(NamedTuple):
     horizon: int = MAX_KEY
 
 
-class _Mark(NamedTuple):
+class _Mark(msgspec.Struct, frozen=True):
     """One page of a run: events `start` to `end` of its buffer, and what stands at its end."""
 
     start: int
@@ -161,7 +163,7 @@ class Run:
             self.position, self.key = self.events[self.done - 1].id, self.keys[self.done - 1]
             if mark.gap is not None:
                 self.gaps.append(mark.gap)
-                self._marks[0] = mark._replace(gap=None)
+                self._marks[0] = msgspec.structs.replace(mark, gap=None)
         if self.done == len(self.events):
             self.events, self.keys, self.done = [], [], 0
 

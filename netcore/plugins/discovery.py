@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import re
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -15,7 +15,6 @@ from netcore.plugins.spec import PROJECT
 
 __all__ = ["ALLOW", "DENY", "InstalledPlugin", "Selection", "admit", "installed_plugins"]
 
-_log = logging.getLogger("netcore.plugins")
 ALLOW: Final = "NETCORE_PLUGINS"
 DENY: Final = "NETCORE_PLUGINS_DISABLE"
 
@@ -118,13 +117,8 @@ def admit(item: InstalledPlugin) -> Record:
     try:
         hooks, offers = vet(item.load(), item.name)
     except (Exception, SystemExit) as error:  # a module that calls sys.exit must not end the host
-        _log.debug("plugin %r of %s did not load", item.name, item.distribution, exc_info=error)
-        return Record(
-            name=item.name,
-            distribution=item.distribution,
-            version=item.version,
-            error=_without_frames(error),
-        )
+        _let_go(error)
+        return Record(name=item.name, distribution=item.distribution, version=item.version, error=error)
     return Record(
         name=item.name,
         distribution=item.distribution,
@@ -134,10 +128,14 @@ def admit(item: InstalledPlugin) -> Record:
     )
 
 
-def _without_frames(error: BaseException) -> BaseException:
-    """Drop the tracebacks of an error that is kept: their frames keep whoever was building a bus."""
-    link: BaseException | None = error
-    while link is not None:
-        link.__traceback__ = None
-        link = link.__cause__ or link.__context__
-    return error
+def _let_go(error: BaseException | None) -> None:
+    """Turn an error's traceback into a note on it.
+
+    The error is kept for as long as the process lives, and with its frames everything that their
+    callers hold: the very bus whose making loaded the plugins would never be let go of.
+    """
+    if error is not None and error.__traceback__ is not None:
+        error.add_note("".join(traceback.format_tb(error.__traceback__)).rstrip())
+        error.__traceback__ = None
+        _let_go(error.__cause__)
+        _let_go(error.__context__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 import time
@@ -248,7 +249,7 @@ async def test_ingest_many_threads_at_once_all_stored_once_and_counted_exactly()
         assert stats.ingested == stats.dispatched == 12_000
         assert stats.in_flight == 0
         check_identity(stats)
-        for before, after in zip(seen, seen[1:], strict=False):
+        for before, after in itertools.pairwise(seen):
             assert before.ingested <= after.ingested
             assert before.dispatched <= after.dispatched
         for snapshot in seen:

@@ -15,7 +15,7 @@ from netcore.errors import AdapterError, CursorError, TransientAdapterError
 
 pytestmark = pytest.mark.anyio
 
-TIMEOUT_S = 0.3
+TIMEOUT_S = 0.5
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -108,7 +108,7 @@ async def test_read_that_hangs_costs_one_poll_the_timeout_and_later_ones_nothing
         assert TIMEOUT_S * 0.9 <= first < TIMEOUT_S + 1
         assert [event.ts for event in page.events] == [1]
         assert set(page.failed_shards) == {1}
-        assert "no answer within 0.3 s" in page.failed_shards[1]
+        assert "no answer within 0.5 s" in page.failed_shards[1]
         began = time.monotonic()
         for _ in range(3):
             again = await bench.poll(cursor=page.cursor, ordering=ordering)
@@ -141,7 +141,7 @@ async def test_reads_that_hang_in_more_streams_than_are_read_at_once_cost_one_ti
             page = await bench.poll(cursor=page.cursor)
         assert [event.shard for event in page.events] == list(range(MAX_AT_ONCE, MAX_AT_ONCE + 30))
         store.faults.clear()
-        assert await until_answered(bench, page.cursor) == list(range(1, MAX_AT_ONCE + 1))
+        assert sorted(await until_answered(bench, page.cursor)) == list(range(1, MAX_AT_ONCE + 1))
 
 
 class Together(AsyncStore):

@@ -144,6 +144,45 @@ async def test_late_stream_that_cannot_be_entered_is_named_and_entered_later(any
         assert [event.ts for event in page.events] == [2]
 
 
+async def test_late_stream_whose_entering_hangs_costs_one_poll_and_is_entered_later(
+    anyio_backend: str,
+) -> None:
+    """Like a read that hangs: named at once afterwards, probed, and then read whole."""
+    store = AsyncStore()
+    async with lab(store, timeout_s=0.8) as bench:
+        page = await bench.poll(start="tail")
+        store.put(1, 2)
+        store.faults["enter"] = anyio.sleep_forever
+        page = await bench.poll(cursor=page.cursor)
+        assert set(page.failed_shards) == {1}
+        with anyio.fail_after(0.75):
+            page = await bench.poll(cursor=page.cursor)
+        assert set(page.failed_shards) == {1}
+        store.faults.clear()
+        with anyio.fail_after(10):
+            while page.failed_shards:
+                await anyio.lowlevel.checkpoint()
+                page = await bench.poll(cursor=page.cursor)
+        assert [event.ts for event in page.events] == [2]
+
+
+async def test_retired_that_hangs_costs_one_poll(anyio_backend: str) -> None:
+    """Not knowing whether a stream is gone harms nobody; the entry stays."""
+    store = AsyncStore()
+    store.put(0, 1)
+    store.put(1, 2)
+    async with lab(store, timeout_s=0.8) as bench:
+        page = await bench.poll()
+        del store.logs[Stream(1)]
+        store.faults["retired"] = anyio.sleep_forever
+        store.put(0, 3)
+        page = await bench.poll(cursor=page.cursor)
+        assert [event.ts for event in page.events] == [3]
+        with anyio.fail_after(0.75):
+            again = await bench.poll(cursor=page.cursor)
+        assert again.cursor == page.cursor
+
+
 async def test_retired_streams_leave_the_cursor_and_unheard_of_ones_stay(anyio_backend: str) -> None:
     """Only what the adapter says will never hold data again is dropped."""
     store = Store()

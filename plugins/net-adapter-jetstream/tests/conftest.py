@@ -54,7 +54,7 @@ def until() -> Callable[[Callable[[], bool]], Awaitable[None]]:
 
     async def wait(reached: Callable[[], bool]) -> None:
         async with asyncio.timeout(30):
-            while not reached():  # noqa: ASYNC110  # there is no event for it
+            while not reached():  # there is no event for it
                 await asyncio.sleep(0.002)
 
     return wait

@@ -376,6 +376,43 @@ async def test_open_against_silence_fails_within_the_timeout() -> None:
     server.close()
 
 
+async def test_silent_server_does_not_hide_the_next(nats: NatsServer, open_adapter: OpenAdapter) -> None:
+    """Of two addresses one accepts and says nothing: the other is reached within the time-out."""
+    accepted: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda _, writer: accepted.append(writer), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    for _ in range(4):  # in whichever order they are tried
+        adapter = await open_adapter([f"nats://127.0.0.1:{port}", nats.url], timeout_ms=1000)
+        assert adapter.stats()["connected"]
+    for writer in accepted:
+        writer.close()
+    server.close()
+
+
+async def test_close_lets_an_append_under_way_end(nats: NatsServer, open_adapter: OpenAdapter) -> None:
+    """What was sent is acknowledged before the connection goes."""
+    adapter = await open_adapter(nats.url)
+    writer = Writer(adapter)
+    await writer.write(numbered(0, 1))
+    task = asyncio.create_task(adapter.append(writer.batch(numbered(1, 900))))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    await adapter.close()
+    await task
+    assert len(await drain(await open_adapter(nats.url))) == 901
+
+
+async def test_idle_wait_sends_next_to_nothing(proxy: FaultyProxy, open_adapter: OpenAdapter) -> None:
+    """Waiting at the tail of a busy-looking stream neither polls nor carries its traffic."""
+    adapter = await open_adapter(through(proxy))
+    writer = Writer(adapter)
+    await writer.write(numbered(0, 2000))
+    _, tail = await adapter.bounds(Stream(0))
+    before = proxy.bytes_to_server + proxy.bytes_to_client
+    await adapter.wait({Stream(0): tail}, 1.0)
+    assert proxy.bytes_to_server + proxy.bytes_to_client - before < 12_000
+
+
 async def test_reads_during_a_cut_fail_or_are_whole(
     proxy: FaultyProxy, open_adapter: OpenAdapter, until: Until
 ) -> None:

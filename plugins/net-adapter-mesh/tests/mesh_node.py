@@ -250,7 +250,7 @@ class BusDriver:
 
     async def load(self, count, tag=""):
         for number in range(count):
-            while self.bus.stats().pressure > 0.5:  # noqa: ASYNC110 # no event tells
+            while self.bus.stats().pressure > 0.5:  # no event tells
                 await asyncio.sleep(0.001)
             self.bus.ingest_raw(f"{tag}{number}".encode())
             if number % 500 == 0:

@@ -238,3 +238,39 @@ def test_members_know_what_can_still_come():
     assert not members.can_grow("x", 5)
     assert members.can_grow("b", 0)
     assert not members.can_grow("far", 0)
+
+
+def visible(log, origin, shard=0):
+    return log.lanes[origin].streams[shard].visible
+
+
+def test_visibility_hidden_entry_of_a_smaller_key_keeps_v_down():
+    """V speaks for all entries behind a held one: what depends on the smallest of them waits too."""
+    log = Log("c", MeshConfig(), MemoryStore())
+    cause = {"a": 5}
+    receive(log, "b", wire(1, 0, key=20, deps=cause), wire(2, 0, shard=1, key=10, deps=cause))
+    receive(log, "d", wire(1, 0, key=30, deps={"b": 10}))
+    assert visible(log, "b") == visible(log, "b", 1) == visible(log, "d") == 0
+    receive(log, "a", wire(1, 0, key=5))
+    assert visible(log, "b") == visible(log, "b", 1) == visible(log, "d") == 1
+
+
+def test_visibility_dependency_on_a_key_equal_to_v_is_not_met():
+    """V is exclusive: an event whose key equals it may be missing still."""
+    log = Log("c", MeshConfig(), MemoryStore())
+    receive(log, "a", wire(1, 0, key=5, w=7))
+    receive(log, "b", wire(1, 0, key=9, deps={"a": 7}))
+    assert visible(log, "b") == 0
+    receive(log, "a", wire(2, 0, shard=1, key=7, w=8))
+    assert visible(log, "b") == 1
+
+
+def test_visibility_waits_for_a_lane_never_heard_of():
+    """An unknown lane meets no dependency; a later one on the same lane is held behind it."""
+    log = Log("c", MeshConfig(), MemoryStore())
+    receive(log, "b", wire(1, 0, deps={"a": 5}), wire(2, 1, deps={"a": 6}))
+    assert visible(log, "b") == 0
+    receive(log, "a", wire(1, 0, key=5, w=6))
+    assert visible(log, "b") == 1
+    receive(log, "a", wire(2, 1, key=6, w=INFINITY))
+    assert visible(log, "b") == 2
