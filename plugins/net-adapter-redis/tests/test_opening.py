@@ -335,21 +335,31 @@ async def test_cluster_setting_on_a_single_server_is_refused(server: RedisServer
         await adapter.open(adapter_context())
 
 
-async def test_cluster_without_a_member_is_transient() -> None:
-    """With one of three members gone its shards are transient, the others work."""
+async def test_cluster_without_a_member_is_transient_until_another_takes_over() -> None:
+    """With one of three members gone its shards are transient, the others work; then all do again."""
     with RedisCluster() as cluster:
         adapter = RedisAdapter(RedisConfig(url=cluster.url, cluster=True, timeout_ms=500))
         await adapter.open(adapter_context())
         try:
             writers = [Writer(adapter, shard=shard) for shard in range(12)]
-            cluster.servers[2].kill()
-            results = await asyncio.gather(
-                *(writer.write(payloads(1)) for writer in writers), return_exceptions=True
-            )
+            batches = [writer.batch(payloads(1)) for writer in writers]
+            gone = cluster.servers.pop()
+            gone.kill()
+            results = await asyncio.gather(*map(adapter.append, batches), return_exceptions=True)
             failed = [result for result in results if isinstance(result, BaseException)]
             assert 0 < len(failed) < 12
             assert all(isinstance(error, TransientAdapterError) for error in failed)
+            low, high = 2 * 16384 // 3, 16383
+            for server in cluster.servers:
+                server.call("CLUSTER", "DELSLOTSRANGE", low, high)
+            cluster.servers[1].call("CLUSTER", "ADDSLOTSRANGE", low, high)
+            async with asyncio.timeout(30):
+                while any(await asyncio.gather(*map(adapter.append, batches), return_exceptions=True)):
+                    await asyncio.sleep(0.05)
+            for shard in range(12):
+                assert [event.raw for event in await drain(adapter, shard)] == payloads(1)
         finally:
+            gone.close()
             await adapter.close()
 
 
