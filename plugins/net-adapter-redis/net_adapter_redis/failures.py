@@ -5,6 +5,7 @@ What is not known is transient: trying again is idempotent, giving up is not.
 
 from __future__ import annotations
 
+import re
 import ssl
 from typing import Final
 
@@ -19,6 +20,7 @@ __all__ = ["translate"]
 _REFUSED: Final[tuple[tuple[str, str], ...]] = (
     ("WRONGTYPE", "a key of that name holds something else: move it away, or choose another prefix"),
     ("NOPERM", "grant the user the commands and keys that the README lists"),
+    ("has no permissions", "grant the user the commands and keys that the README lists"),
     ("can't run this command", "grant the user the commands and keys that the README lists"),
     ("can't access at least one of the keys", "grant the user the keys that the README lists"),
     ("unauthenticated", "the server wants a password: put it into the url"),
@@ -77,7 +79,7 @@ def _text(error: BaseException) -> str:
         if isinstance(cause, OSError) and str(cause) and str(cause) not in texts[0]:
             texts.append(str(cause))
         cause = cause.__cause__ or cause.__context__
-    return ": ".join(texts)
+    return re.sub(r"User \S+ has", "the user has", ": ".join(texts))  # Valkey tells the account's name
 
 
 _CODES: Final[tuple[tuple[str, type[BaseException]], ...]] = (  # redis-py before 8 drops the code
