@@ -406,7 +406,8 @@ async def test_idle_wait_sends_next_to_nothing(proxy: FaultyProxy, open_adapter:
     """Waiting at the tail of a busy-looking stream neither polls nor carries its traffic."""
     adapter = await open_adapter(through(proxy))
     writer = Writer(adapter)
-    await writer.write(numbered(0, 2000))
+    for _ in range(2):
+        await writer.write(numbered(len(writer.written), 1000))
     _, tail = await adapter.bounds(Stream(0))
     before = proxy.bytes_to_server + proxy.bytes_to_client
     await adapter.wait({Stream(0): tail}, 1.0)
