@@ -237,5 +237,4 @@ class TrioBusMachine(BusMachine):
 
 TestBusOnAsyncio = BusMachine.TestCase
 TestBusOnTrio = TrioBusMachine.TestCase
-for case in (TestBusOnAsyncio, TestBusOnTrio):
-    case.settings = settings(stateful_step_count=30, max_examples=10)
+TestBusOnAsyncio.settings = TestBusOnTrio.settings = settings(stateful_step_count=30, max_examples=10)
