@@ -133,11 +133,11 @@ class AsyncioRuntime(Runtime):
         # The first step by hand: most calls of an in-process adapter end in it, and need no timer.
         steps = awaitable.__await__()
         try:
-            first = next(steps)
-        except StopIteration as ended:
-            value: T = ended.value
-            return value
-        try:
+            try:
+                first = next(steps)
+            except StopIteration as ended:
+                value: T = ended.value
+                return value
             async with asyncio.timeout(timeout):
                 return await _Resumed(steps, first)
         except asyncio.CancelledError as error:
