@@ -91,7 +91,7 @@ def row(name: str, form: dict[str, Any], payloads: list[bytes], required: float 
 
         return call
 
-    return Row(f"filter/{name}", run(matcher), run(rival), EVENTS * REPEATS, required)
+    return Row(f"filter/{name}", run(matcher), run(rival), EVENTS * REPEATS, required, cpu=True)
 
 
 def eq(path: str, value: Any) -> dict[str, Any]:

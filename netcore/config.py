@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -174,6 +173,8 @@ class EventBusConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                 message names file, key and value.
         """
         file = Path(path)
+        import tomllib  # only files need it
+
         try:
             text = file.read_text(encoding="utf-8")
             document = msgspec.json.decode(text) if file.suffix == ".json" else tomllib.loads(text)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import random
-import secrets
 import time
 from collections import deque
 from collections.abc import Callable
@@ -82,7 +82,7 @@ class Engine:
         self.runtime = runtime
         self.progress = Progress(runtime)
         self.observers = observers
-        self.producer = secrets.token_hex(16)
+        self.producer = os.urandom(16).hex()
         try:
             await self._open_adapter()
         except BaseException:

@@ -7,7 +7,7 @@ in. Everything here but `Runtime.call_soon_threadsafe` belongs to the loop's own
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import sys
 import threading
 import time
@@ -190,128 +190,23 @@ class Progress:
             self._waiters.discard(signal)
 
 
-class _AsyncioSignal(Signal):
-    __slots__ = ("_flag", "_future", "_loop")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._flag = False
-        self._future: asyncio.Future[None] | None = None
-
-    def set(self) -> None:
-        self._flag = True
-        self._release()
-
-    def _release(self) -> None:
-        if self._future is not None and not self._future.done():
-            self._future.set_result(None)
-
-    async def wait(self, timeout: float | None = None) -> bool:
-        if not self._flag:
-            self._future = self._loop.create_future()
-            timer = None if timeout is None else self._loop.call_later(max(0.0, timeout), self._release)
-            try:
-                await self._future
-            finally:
-                self._future = None
-                if timer is not None:
-                    timer.cancel()
-        fired, self._flag = self._flag, False
-        return fired
-
-
-class _AsyncioTask(Task):
-    __slots__ = ("_task",)
-
-    def __init__(self, task: asyncio.Task[Any]) -> None:
-        self._task = task
-        task.add_done_callback(_retrieve)
-
-    @property
-    def done(self) -> bool:
-        return self._task.done()
-
-    def cancel(self) -> None:
-        self._task.cancel()
-
-    async def join(self, timeout: float | None = None) -> bool:
-        if not self._task.done():
-            await asyncio.wait({self._task}, timeout=timeout)
-        return self._task.done()
-
-    def result(self) -> Any:
-        if self._task.cancelled():
-            raise CallCancelledError("the call was cancelled")
-        return self._task.result()
-
-
-def _retrieve(task: asyncio.Task[Any]) -> None:
-    """Take the exception, so that asyncio does not log it as never retrieved."""
-    if not task.cancelled():
-        task.exception()
-
-
-class _AsyncioRuntime(Runtime):
-    name = "asyncio"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[Any]] = set()  # the loop itself keeps weak references only
-
-    @property
-    def here(self) -> bool:
-        try:
-            return asyncio.get_running_loop() is self._loop
-        except RuntimeError:
-            return False
-
-    def signal(self) -> Signal:
-        return _AsyncioSignal(self._loop)
-
-    def spawn(self, function: Callable[[], Coroutine[Any, Any, Any]], name: str) -> Task:
-        task = self._loop.create_task(function(), name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return _AsyncioTask(task)
-
-    def call_soon_threadsafe(self, function: Callable[[], object]) -> bool:
-        try:
-            self._loop.call_soon_threadsafe(function)
-        except RuntimeError:
-            return False
-        return True
-
-    async def within(self, awaitable: Awaitable[T], timeout: float) -> T:
-        try:
-            async with asyncio.timeout(timeout):
-                return await awaitable
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            # Nobody cancelled this task: the awaitable let a cancellation of its own escape.
-            raise CallCancelledError("the call cancelled itself") from error
-
-    async def checkpoint(self) -> None:
-        await asyncio.sleep(0)
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-
-
 def current_runtime() -> Runtime:
     """Return the door to the loop that runs in this thread.
 
     Raises:
         RuntimeError: no event loop runs here; use `netcore.blocking` in code without one.
     """
-    try:
-        return _AsyncioRuntime()
-    except RuntimeError:
-        trio_module: Any = sys.modules.get("trio")
-        if trio_module is not None and trio_module.lowlevel.in_trio_run():
-            from netcore._runtime_trio import TrioRuntime
+    # A loop that runs has been imported; neither is imported here to find out, since both take long.
+    asyncio_module: Any = sys.modules.get("asyncio")
+    if asyncio_module is not None:
+        with contextlib.suppress(RuntimeError):
+            asyncio_module.get_running_loop()
+            from netcore._runtime_asyncio import AsyncioRuntime
 
-            return TrioRuntime()
+            return AsyncioRuntime()
+    trio_module: Any = sys.modules.get("trio")
+    if trio_module is not None and trio_module.lowlevel.in_trio_run():
+        from netcore._runtime_trio import TrioRuntime
+
+        return TrioRuntime()
     raise RuntimeError("no event loop runs in this thread; use netcore.blocking.EventBus without one")

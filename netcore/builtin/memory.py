@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 import time
 from collections import OrderedDict, deque
@@ -32,7 +33,7 @@ MAX_PRODUCERS: Final = 1024
 _MAX_SHIFT: Final = 10
 _POSITION: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 _MAX_POSITION: Final = 1 << 62
-_get_ts: Final[Callable[[StoredEvent], int]] = StoredEvent.__dict__["ts"].__get__
+_get_ts: Final = operator.attrgetter("ts")
 
 
 class MemoryConfig(AdapterConfig, frozen=True, kw_only=True, tag="memory"):
@@ -241,6 +242,7 @@ class _Log:
     __slots__ = (
         "_chunks",
         "_expected",
+        "_latest",
         "_lowest",
         "_max_events",
         "_shift",
@@ -256,7 +258,8 @@ class _Log:
         self._size = 1 << self._shift
         self._max_events = max_events
         self._chunks: dict[int, list[StoredEvent]] = {}
-        self._tops: dict[int, int] = {}  # chunk -> largest ts up to its end: never decreases
+        self._tops: dict[int, tuple[int, int]] = {}  # chunk -> largest ts in it, and up to its end
+        self._latest = 0
         self._lowest = 0  # the oldest chunk that is still there
         self._expected: OrderedDict[str, int] = OrderedDict()
         self.first = 0
@@ -288,9 +291,11 @@ class _Log:
             top = max(map(_get_ts, part))
             if (chunk := self._chunks.get(number)) is not None:
                 chunk += part
+                top = max(top, self._tops[number][0])
             else:
                 self._chunks[number] = part
-            self._tops[number] = max(top, self._tops.get(number, 0), self._tops.get(number - 1, 0))
+            self._latest = max(top, self._latest)
+            self._tops[number] = top, self._latest
             begin += len(part)
         self.stored += len(events)
         self._trim(self.stored - self._max_events)
@@ -307,24 +312,28 @@ class _Log:
 
     def index_of(self, ts: int) -> int:
         """Return the number of the first retained event at or after `ts`, or `stored`."""
-        low, high = self.first >> self._shift, (self.stored - 1 >> self._shift) + 1
+        low, end = self.first >> self._shift, (self.stored - 1 >> self._shift) + 1
+        high = end
         while low < high:
             middle = (low + high) // 2
-            if self._tops[middle] < ts:
+            if self._tops[middle][1] < ts:
                 low = middle + 1
             else:
                 high = middle
-        at = max(self.first, low << self._shift)
-        stop = min(self.stored, low + 1 << self._shift)
-        for event in self.slice(at, max(at, stop)):
-            if event.ts >= ts:
-                break
-            at += 1
-        return min(at, self.stored)
+        # The largest so far may be of an event that is trimmed: then the search stopped too early.
+        for number in range(low, end):
+            if self._tops[number][0] >= ts:
+                start = max(self.first, number << self._shift)
+                stop = min(self.stored, number + 1 << self._shift)
+                for at, event in enumerate(self.slice(start, stop), start):
+                    if event.ts >= ts:
+                        return at
+        return self.stored
 
     def expire(self, oldest: int) -> None:
         """Trim the events before the first one at or after `oldest`."""
-        self._trim(self.index_of(oldest))
+        if self.first < self.stored and self.slice(self.first, self.first + 1)[0].ts < oldest:
+            self._trim(self.index_of(oldest))
 
     def _trim(self, first: int) -> None:
         """Let nothing before `first` be seen again."""

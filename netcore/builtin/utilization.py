@@ -21,14 +21,14 @@ class UtilizationPolicy(ScalingPolicy):
     as long as the worker keeps up. Newcomers dropped at full rings count as full load.
 
     No oscillation: a step aims at the middle of the band, shards are removed only if the rest stays
-    at or below the middle with their share, and nothing is decided while a shard is younger than
-    `warm_up_s`, since the last step has not shown its effect yet.
+    at or below the middle with their share, and after a step (by whomever) nothing is decided for
+    `warm_up_s`, or until the averages hold nothing from before it, whichever is longer.
 
     Args:
         high: load at or above which shards are added, 0..1; default 0.7.
         low: load at or below which shards are removed, 0..high; default 0.2.
         max_step: most shards added or removed at once, as a share of those present; default 0.5.
-        warm_up_s: seconds until a new shard's load counts, 0..86,400; default 10.
+        warm_up_s: seconds after a step until its effect is trusted, 0..86,400; default 10.
         min_looks_s: shortest window that is trusted, in seconds, 0..86,400; default 2.
 
     Raises:
@@ -62,10 +62,10 @@ class UtilizationPolicy(ScalingPolicy):
     def decide(self, stats: EventBusStats, /) -> ScalingDecision:
         """Compare the shards' mean load with the band; `reason` says what crossed what."""
         shards = [shard for shard in stats.shards if not shard.leaving]
-        added = {shard for record in stats.scaling for shard in record.added}
-        fresh = [shard for shard in shards if shard.id in added and shard.age_s < self.warm_up_s]
-        if fresh:
-            return NoChange(f"{len(fresh)} shards are younger than warm_up_s={self.warm_up_s:g}")
+        settling = max(self.warm_up_s, max((_seconds(shard) for shard in shards), default=0.0))
+        since = min((stats.at - record.at for record in stats.scaling if not record.error), default=None)
+        if since is not None and since < settling * 1e9:
+            return NoChange(f"the last step was {since / 1e9:.1f} s ago: settling for {settling:g} s")
         loads = {shard.id: _load(shard) for shard in shards if shard.window is not None}
         if len(loads) < len(shards) or min(_seconds(shard) for shard in shards) < self.min_looks_s:
             return NoChange(f"looked for less than min_looks_s={self.min_looks_s:g} seconds")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -19,6 +20,7 @@ __all__ = ["app", "main"]
 BUILT_IN: Final = ("demo", "ingest", "poll", "plugins", "config")
 USAGE: Final = 2
 FAILURE: Final = 1
+_COMPLETION: Final = "_NETCORE_COMPLETE"
 
 
 class _Group(click.Group):
@@ -70,22 +72,26 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: default: the process's.
     """
+    # The library's warnings (a plugin that did not load, a bus that retries) in the tool's own voice.
+    logging.basicConfig(level=logging.WARNING, format="netcore: %(message)s")
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code; errors are one line on stderr."""
+    if _COMPLETION in os.environ:  # a shell asks what may come next; click knows how to answer
+        app.main(args=list(arguments), prog_name="netcore", complete_var=_COMPLETION)
     try:
-        code = app.main(args=list(arguments), prog_name="netcore", standalone_mode=False)
+        # Not click's `main`: it turns a closed pipe into a failure, and errors into several lines.
+        with app.make_context("netcore", list(arguments) or ["--help"]) as context:
+            code = app.invoke(context)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as error:
+        return error.exit_code
     except BrokenPipeError:
         return _had_enough()
-    except SystemExit as error:
-        if isinstance(error.__context__, BrokenPipeError):  # click's own answer to a closed pipe
-            return _had_enough()
-        raise
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         message, code = _explain(error)
         if "--debug" in arguments:
             traceback.print_exc()
@@ -93,9 +99,9 @@ def run(arguments: Sequence[str]) -> int:
         return code
 
 
-def _explain(error: Exception) -> tuple[str, int]:
+def _explain(error: BaseException) -> tuple[str, int]:
     """Return what to tell the user of an error, and the exit code."""
-    if isinstance(error, click.Abort):
+    if isinstance(error, click.Abort | KeyboardInterrupt):
         return "interrupted", 130
     if isinstance(error, click.UsageError):
         path = error.ctx.command_path if error.ctx else "netcore"

@@ -14,7 +14,7 @@ from netcore.config import EventBusConfig
 from netcore.plugins.settings import show_settings
 
 
-@click.group("config")
+@click.group("config", no_args_is_help=False)
 def command() -> None:
     """Work with settings files."""
 

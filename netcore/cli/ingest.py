@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +19,7 @@ from netcore.events import RawEvent
 from netcore.stats import ShutdownReport
 
 if TYPE_CHECKING:
+    from netcore.cli.lines import LineReader
     from netcore.cli.running import Stop
 
 _SHOWN: Final = 10
@@ -53,9 +56,6 @@ def command(
 
     config = load_config(config_file, adapter, settings)
     config = msgspec.structs.replace(config, backpressure=backpressure)
-    kind, capabilities = adapter_of(config)
-    if not (capabilities.shared or capabilities.durable):
-        note(f"warning: the {kind.kind} adapter keeps events inside this process: they end with it")
     job = _Job(file, key)
     code = run(lambda stop: job.run(config, stop))
     return code or (1 if job.bad and not skip_bad else 0)
@@ -73,24 +73,30 @@ class _Job:
 
     async def run(self, config: EventBusConfig, stop: Stop) -> int:
         """Ingest everything, shut the bus down, tell what became of it; returns the exit code."""
-        from netcore.cli.lines import LineReader
+        from netcore.cli.lines import LineReader  # loads asyncio
 
+        bus = EventBus(config)
+        kind, capabilities = adapter_of(config)
+        if not (capabilities.shared or capabilities.durable):
+            note(f"warning: the {kind.kind} adapter keeps events inside this process: they end with it")
         with LineReader(self.file) as reader, byte_progress("ingesting", reader.size) as advance:
-            async with EventBus(config) as bus:
-                while (lines := await stop.until(reader.next)) and lines:
-                    for line in lines:
-                        self.number += 1
-                        if line.strip():
-                            await self._one(bus, line)
-                        if stop:
-                            break
-                    advance(reader.taken)
+            async with bus:
+                # Also a wait for room ends with the signal: an event that was not accepted is not counted.
+                await stop.until(partial(self._lines, bus, reader, advance))
                 report = await bus.shutdown()
         self._summarise(report, config)
         if stop:
             note(f"interrupted after line {self.number:,}")
             return stop.exit_code
         return 1 if report.lossy or report.dead_lettered or self.refused else 0
+
+    async def _lines(self, bus: EventBus, reader: LineReader, advance: Callable[[int], None]) -> None:
+        while lines := await reader.next():
+            for line in lines:
+                if line.strip():
+                    await self._one(bus, line)
+                self.number += 1
+            advance(reader.taken)
 
     async def _one(self, bus: EventBus, line: bytes) -> None:
         try:
@@ -103,7 +109,7 @@ class _Job:
             self.bad += 1
             if self.bad <= _SHOWN:
                 what = str(error.args[0]) if isinstance(error, LookupError) else f"not valid JSON: {error}"
-                note(f"line {self.number}: {error if isinstance(error, PayloadError) else what}")
+                note(f"line {self.number + 1}: {error if isinstance(error, PayloadError) else what}")
 
     def _summarise(self, report: ShutdownReport, config: EventBusConfig) -> None:
         if self.bad > _SHOWN:
@@ -121,8 +127,8 @@ class _Job:
         note(", ".join(parts))
 
 
-def _route_key(document: Any, path: list[str]) -> str | bytes:
-    """Return the value at `path` as a route key.
+def _route_key(document: Any, path: list[str]) -> bytes:
+    """Return the value at `path` as a route key: a string's text, anything else as JSON.
 
     Raises:
         LookupError: there is none, or it is null.
@@ -137,4 +143,4 @@ def _route_key(document: Any, path: list[str]) -> str | bytes:
             value = None
         if value is None:
             raise LookupError(f"nothing at --key {'.'.join(path)}")
-    return value if isinstance(value, str) else msgspec.json.encode(value)
+    return value.encode() if isinstance(value, str) else msgspec.json.encode(value)

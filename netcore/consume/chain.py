@@ -86,14 +86,14 @@ class Chains:
         return cursor, failed
 
     async def _enter(self, cursor: Cursor, fresh: list[Stream]) -> list[Any]:
-        if cursor.start != "tail":
-            return [None] * len(fresh)
-        calls = [partial(self._adapter.enter, stream, cursor.since) for stream in fresh]
-        return await self._reader.gather(calls)
+        # Not simply the beginning: what a new stream has lost to retention already is a gap.
+        since = cursor.start if isinstance(cursor.start, int) else cursor.since
+        enter = self._adapter.enter
+        return await self._reader.guarded({stream: partial(enter, stream, since) for stream in fresh})
 
     async def _retire(self, cursor: Cursor, streams: Sequence[Stream]) -> Cursor:
         unlisted = cursor.entries.keys() - set(streams)
-        (answer,) = await self._reader.gather([partial(self._adapter.retired, sorted(unlisted))])
+        (answer,) = await self._reader.guarded({"retired": partial(self._adapter.retired, sorted(unlisted))})
         if isinstance(answer, Exception) or not answer:
             return cursor  # no harm in keeping an entry
         return cursor.without(set(answer) & unlisted)

@@ -21,6 +21,8 @@ from collections.abc import Iterable
 from itertools import accumulate, chain, compress
 from typing import Final, NamedTuple
 
+import msgspec
+
 from netcore.consume.cursor import MAX_KEY, Entry
 from netcore.contracts.adapter import Gap, ShardPage, Stream
 from netcore.events import StoredEvent
@@ -47,7 +49,7 @@ class Cut(NamedTuple):
     horizon: int = MAX_KEY
 
 
-class _Mark(NamedTuple):
+class _Mark(msgspec.Struct, frozen=True):
     """One page of a run: events `start` to `end` of its buffer, and what stands at its end."""
 
     start: int
@@ -161,7 +163,7 @@ class Run:
             self.position, self.key = self.events[self.done - 1].id, self.keys[self.done - 1]
             if mark.gap is not None:
                 self.gaps.append(mark.gap)
-                self._marks[0] = mark._replace(gap=None)
+                self._marks[0] = msgspec.structs.replace(mark, gap=None)
         if self.done == len(self.events):
             self.events, self.keys, self.done = [], [], 0
 
@@ -222,14 +224,25 @@ class Merger:
         self._total = total
         return total
 
-    def hungry(self) -> list[Run]:
-        """Return the runs to refill before more than `survey` told can go out; none: nothing can."""
+    def hungry(self, goal: int) -> list[Run]:
+        """Return the runs to refill before `goal` events can go out; none: no others can.
+
+        That is the run at the bound, and those at which the next bounds would be: refilling them
+        one by one would cost a round of reads each.
+        """
         fresh = [run for run in self.runs if run.fresh and run.more]
         if fresh:
             return fresh
-        if self.cut.ceiling is not None and self.cut.ceiling <= self._bound <= self.cut.horizon:
-            return []  # whatever comes is held back
-        return [run for run in self.runs if run.more and run.last_key == self._bound]
+        ends = sorted({run.last_key for run in self.runs if run.more})
+        enough = bisect_left(ends, goal, key=self._count)
+        reach = ends[enough] if enough < len(ends) else ANY_KEY
+        if self.cut.ceiling is not None:
+            reach = min(reach, self.cut.ceiling)  # whatever comes behind it is held back
+        return [run for run in self.runs if run.more and run.last_key < reach]
+
+    def _count(self, bound: int) -> int:
+        """Count the events that could go out with this bound."""
+        return sum(run.stop(bound, self.cut) - run.done for run in self.runs)
 
     def peek(self, goal: int) -> list[StoredEvent]:
         """Return the next events in merge order, at most `goal`, as of the last `survey`."""

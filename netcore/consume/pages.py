@@ -121,7 +121,7 @@ class Collector:
 
     async def _refill(self, merger: Merger, goal: int, spent: int) -> bool:
         """Read until `goal` events can go out; False if no more than there is can come."""
-        while (ready := merger.survey()) < goal and (hungry := merger.hungry()):
+        while (ready := merger.survey()) < goal and (hungry := merger.hungry(goal)):
             if spent + sum(run.dropped for run in self.runs) >= self._budget:
                 self.exhausted = True
                 break

@@ -206,6 +206,15 @@ class Poller:
         if isinstance(wait, bool) or not isinstance(wait, int | float) or not 0 <= wait < math.inf:
             raise ConfigError(f"wait must be a number of seconds, 0 or more, not {wait!r}")
         matching = _Matching(None if request.filter is None else self._resolve(request.filter))
+        try:
+            return await self._page(request, wait, matching)
+        except AdapterError:
+            self._waiting.check_open()  # it closed under this poll: say that instead
+            raise
+
+    async def _page(
+        self, request: ConsumeRequest, wait: float, matching: _Matching
+    ) -> tuple[ConsumeResponse, Cursor]:
         asked = self._runtime.now()
         patience = Patience()
         base = chain = await self._chain(request)
@@ -216,6 +225,8 @@ class Poller:
                 break
             if not await self._wait(request, attempt, asked, wait, patience):
                 break
+        if attempt.failed and not attempt.events:
+            self._waiting.check_open()
         shards = None if request.shards is None else frozenset(request.shards)
         response = attempt.response(matching.undecodable, shards)
         self._remember(chain)
@@ -349,18 +360,22 @@ class Poller:
         now = self._runtime.now()
         deadline = asked + wait
         collector = attempt.collector
-        held = None if collector is None else collector.oldest_held
+        if collector is not None and collector.exhausted and now < deadline:
+            await self._waiting.pause(0.0)  # there is more to scan: go on at once
+            return True
+        held = None if collector is None or collector.exhausted else collector.oldest_held
         if held is not None and attempt.watermark is not None and held >= attempt.watermark:
             end = max(deadline, asked + self._causal_wait_s + _HOLD_SLACK_S)
             if now < end:
+                # Seen is seen: a later draw of the clock is larger, so that an event from a store
+                # whose clock is ahead of ours is not held back by a clock that stands still.
+                self._clock.observe(held)
                 moved = self._view.watermark() != (attempt.watermark, attempt.lagging)
                 await self._waiting.for_progress(0.0 if moved else end - now)
                 return True
         if now >= deadline:
             return False
-        if collector is not None and collector.exhausted:
-            await self._waiting.pause(0.0)
-        elif held is not None:
+        if held is not None:
             ready = (held - self._now()) / 1e9 + request.settle_ms / 1e3
             await self._waiting.pause(min(deadline - now, max(0.001, ready)))
         else:

@@ -2,13 +2,13 @@
 
 A stream whose read hangs costs one poll at most the time-out. From then on it is a *suspect*:
 polls report it at once, and one probe at a time asks for it in the background, until it answers.
-The same holds for the listing of the streams, whose suspect is `None`.
+The same holds for the calls a poll makes about all streams at once, whose suspect is a name.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -73,26 +73,27 @@ class Reader:
         self._inline = adapter.capabilities.inline
         self._many = _prefers_many(type(adapter))
         self._alone_until = 0.0
-        self._suspects: dict[Stream | None, _Suspect] = {}
+        self._suspects: dict[Stream | str, _Suspect] = {}
         self._strays: set[Task] = set()
         self._closed = False
 
-    def suspect(self, stream: Stream | None) -> Exception | None:
-        """Return why a stream (None: the listing) is not to be asked now, or None if it may be."""
-        entry = self._suspects.get(stream) if self._suspects else None
+    def suspect(self, key: Stream | str) -> Exception | None:
+        """Return why a stream (or a named call) is not to be asked now, or None if it may be."""
+        entry = self._suspects.get(key) if self._suspects else None
         return None if entry is None else entry.error
 
-    async def call(self, call: Call) -> Any:
-        """Make one call within the time-out.
+    async def guarded(self, calls: Mapping[Any, Call]) -> list[Any]:
+        """Make calls as `gather` does, sparing suspects; what hangs is a suspect from now on.
 
-        Raises:
-            HungError: no answer.
-            Exception: whatever the adapter raised.
+        Args:
+            calls: a call for each stream, or for a name.
         """
-        (answer,) = await self.gather([call])
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        askable = {key: call for key, call in calls.items() if self.suspect(key) is None}
+        answers = dict(zip(askable, await self.gather(list(askable.values())), strict=True))
+        for key, answer in answers.items():
+            if isinstance(answer, HungError):
+                self._accuse(key, askable[key], answer)
+        return [answers[key] if key in answers else self.suspect(key) or _starved(0) for key in calls]
 
     async def gather(self, calls: Sequence[Call], timeout: float | None = None) -> list[Any]:
         """Make calls side by side, at most 64 at once, all within one time-out.
@@ -101,7 +102,7 @@ class Reader:
             One answer a call, in order: what it returned, or the exception it raised, `HungError`
             where nothing came. Never raises but for cancellation, which ends the calls too.
         """
-        limit = self._timeout if timeout is None else timeout
+        limit = self._timeout if timeout is None else min(timeout, self._timeout)
         if self._inline:
             return await self._in_turn(calls, limit)
         batch = _Gathering(self._runtime, calls)
@@ -136,18 +137,13 @@ class Reader:
         Raises:
             AdapterError: it failed, or hung now or before.
         """
-        if (known := self.suspect(None)) is not None:
-            raise known
-        try:
-            snapshot, streams = await self.call(self._listing)
-        except HungError as error:
-            self._accuse(None, self._listing, error)
-            raise
-        except AdapterError:
-            raise
-        except Exception as error:
-            _log.warning("listing the streams of %s failed", self.adapter.kind, exc_info=error)
-            raise TransientAdapterError(describe(error)) from error
+        (answer,) = await self.guarded({"listing": self._listing})
+        if isinstance(answer, AdapterError):
+            raise answer
+        if isinstance(answer, Exception):
+            _log.warning("listing the streams of %s failed", self.adapter.kind, exc_info=answer)
+            raise TransientAdapterError(describe(answer)) from answer
+        snapshot, streams = answer
         return snapshot, streams
 
     async def _listing(self) -> tuple[object, list[Stream]]:
@@ -202,16 +198,16 @@ class Reader:
         calls = [partial(read, each.stream, each.after, each.limit, snapshot) for each in requests]
         return [_checked(page, self.adapter.kind) for page in await self.gather(calls, timeout)]
 
-    def _accuse(self, stream: Stream | None, call: Call, error: HungError) -> None:
-        """Report the stream at once from now on, and probe it."""
-        if stream in self._suspects or self._closed:
+    def _accuse(self, key: Stream | str, call: Call, error: HungError) -> None:
+        """Report the stream (or fail the named call) at once from now on, and probe it."""
+        if key in self._suspects or self._closed:
             return
-        suspect = self._suspects[stream] = _Suspect(error)
-        name = "the listing of streams" if stream is None else f"shard {stream.shard}"
-        _log.warning("%s: reading %s hangs; probing it in the background", self.adapter.kind, name)
-        suspect.probe = self._runtime.spawn(partial(self._probe, stream, call, error.task), "netcore probe")
+        suspect = self._suspects[key] = _Suspect(error)
+        name = key if isinstance(key, str) else f"shard {key.shard}"
+        _log.warning("%s: %s does not answer; probing it in the background", self.adapter.kind, name)
+        suspect.probe = self._runtime.spawn(partial(self._probe, key, call, error.task), "netcore probe")
 
-    async def _probe(self, stream: Stream | None, call: Call, stray: Task | None) -> None:
+    async def _probe(self, key: Stream | str, call: Call, stray: Task | None) -> None:
         """Ask again and again, one call at a time, until any answer comes, be it an error."""
         pause = _PROBE_FIRST_S
         try:
@@ -225,7 +221,7 @@ class Reader:
                     return
                 stray = answer.task
         finally:
-            self._suspects.pop(stream, None)
+            self._suspects.pop(key, None)
 
     async def aclose(self) -> None:
         """End the probes. Bounded: whatever ignores its cancellation is left behind."""

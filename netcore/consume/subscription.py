@@ -63,7 +63,7 @@ class Subscription:
         self._end: str | None = None  # the cursor at the page's end
         self._next: Task | None = None
         self._gaps: deque[Gap] = deque(maxlen=_GAPS_KEPT)
-        self._entered = self._waiting = False
+        self._entered = self._inside = self._waiting = False
         self.failed_shards: dict[int, str] = {}
         self.lagging_shards: set[int] = set()
         self.undecodable = 0
@@ -102,16 +102,18 @@ class Subscription:
             raise ClosedError("a subscription can be entered only once; subscribe again at its cursor")
         self._entered = True
         self._take(await self._poll(self._request))
+        self._inside = True
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end, self._page, self._index = self.cursor, [], 0
+        self._inside = False
         task, self._next = self._next, None
         if task is not None and not task.done:
             task.cancel()
             await task.join(_GRACE_S)
-        self._entered = False
 
     def __aiter__(self) -> Subscription:
         return self
@@ -135,7 +137,7 @@ class Subscription:
 
     async def _turn(self) -> bool:
         """Go to the next page; False when the bus is closed."""
-        if not self._entered or self._end is None:
+        if not self._inside:
             raise ClosedError("iterate a subscription inside `async with`")
         if self._waiting:
             raise RuntimeError("a subscription serves one consumer; subscribe once for each task")

@@ -124,7 +124,7 @@ class Waiting:
         end = self._runtime.now() + left
         if patience.pause:
             await self.pause(min(left, patience.pause))
-        tails = await self._tails(others) if others else {}
+        tails = await self._tails(others, left) if others else {}
         left = end - self._runtime.now()
         self.check_open()
         if left <= 0:
@@ -137,9 +137,9 @@ class Waiting:
             await self._ask({**seen, **tails}, min(left, _LONGEST_WAIT_S))
         self.check_open()
 
-    async def _tails(self, streams: Sequence[Stream]) -> dict[Stream, str | None]:
+    async def _tails(self, streams: Sequence[Stream], left: float) -> dict[Stream, str | None]:
         calls = [partial(self._adapter.bounds, stream) for stream in streams]
-        answers = await self._reader.gather(calls)
+        answers = await self._reader.gather(calls, left)
         return {
             stream: None if isinstance(answer, Exception) else answer[1]
             for stream, answer in zip(streams, answers, strict=True)

@@ -26,12 +26,11 @@ timed out may still be under way in the backend when its retry comes.
 from __future__ import annotations
 
 import logging
-import secrets
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
-import anyio
 import msgspec
 
 from netcore.config import AdapterConfig
@@ -207,7 +206,7 @@ class Adapter(ABC, Generic[ConfigT]):
         The default is the kind and a random id, fit for a private store only.
         """
         if self._private_id is None:
-            self._private_id = secrets.token_hex(8)
+            self._private_id = os.urandom(8).hex()
         return f"{self.kind}:{self._private_id}"
 
     @abstractmethod
@@ -293,10 +292,12 @@ class Adapter(ABC, Generic[ConfigT]):
     async def enter(self, stream: Stream, since: int) -> str | None:
         """Return where a chain of polls enters a stream that it hears of only now.
 
-        The chain began at `since` (ns) with `start="tail"`. The default is None, the beginning: the
-        stream is new.
+        The chain wants every event since `since` (ns): where it began with `start="tail"`, else the
+        `start` that was asked for, 0 for "earliest". The default is None, the beginning: the stream
+        is new.
 
-        Override it where a stream may be old and merely not have been heard of, as on a mesh.
+        Override it where a stream may be old and merely not have been heard of, as on a mesh; or
+        where what a new one has lost to retention already can be told, as a gap.
         """
         return None
 
@@ -314,6 +315,8 @@ class Adapter(ABC, Generic[ConfigT]):
         The default looks at `streams` and `bounds` every 50 ms; a good adapter costs nothing
         while idle.
         """
+        import anyio  # takes a while, and only this default needs it
+
         deadline = anyio.current_time() + timeout
         while (left := deadline - anyio.current_time()) > 0:
             if set(await self.streams()) - positions.keys():

@@ -12,12 +12,25 @@ from netcore.errors import PayloadError
 from netcore.events import Event, RawEvent
 from netcore.stats import IngestSummary
 
-__all__ = ["Accepted", "Key", "Summary", "encoded", "key_hash", "normalise", "route_hash"]
+__all__ = [
+    "ENCODE_ERRORS",
+    "Accepted",
+    "Key",
+    "Summary",
+    "encode",
+    "encoded",
+    "key_hash",
+    "normalise",
+    "route_hash",
+]
 
 route_hash: Final[Callable[[Any], int]] = xxhash.xxh3_64_intdigest
 """Hash a key or payload: xxh3_64, the same in every process and on every machine."""
 
-_encode: Final = msgspec.json.Encoder().encode
+encode: Final = msgspec.json.Encoder().encode
+"""Encode as JSON (C level); raises one of `ENCODE_ERRORS`."""
+
+ENCODE_ERRORS: Final = (TypeError, ValueError, OverflowError, RecursionError)
 
 Key = str | bytes | None
 Accepted = tuple[int, int]
@@ -76,7 +89,7 @@ def encoded(event: object) -> bytes:
             "or Event.from_bytes if they are JSON"
         )
     try:
-        return _encode(event)
+        return encode(event)
     except Exception as error:  # also what an object's own properties raise
         raise PayloadError(f"cannot encode {type(event).__name__} as JSON: {error}") from error
 

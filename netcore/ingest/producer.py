@@ -16,7 +16,17 @@ from typing import Any, Final
 from netcore.contracts.policies import BackpressurePolicy, FullShard, Verdict
 from netcore.errors import BackpressureError, ClosedError, PayloadError
 from netcore.events import Event, IndexedEvent, RawEvent, new_indexed
-from netcore.ingest.payloads import Accepted, Key, Summary, encoded, normalise, route_hash
+from netcore.ingest.payloads import (
+    ENCODE_ERRORS,
+    Accepted,
+    Key,
+    Summary,
+    encode,
+    encoded,
+    key_hash,
+    normalise,
+    route_hash,
+)
 from netcore.ingest.ring import Gate, Ring, Waiter
 from netcore.ingest.router import MASK, Router
 from netcore.runtime import Runtime
@@ -69,10 +79,10 @@ class Producer:
             ClosedError: the bus is not open.
         """
         data: Any = event
-        if key is None and event.__class__ is bytes:
-            route = route_hash(data)
+        if data.__class__ is bytes:
+            route = route_hash(data) if key is None else key_hash(key)
         else:
-            data, route = normalise(event, key)
+            data, route = normalise(data, key)
         gate, entries, append, shard = self._router.routes[route & MASK]
         if len(entries) < gate.limit:
             ts = self._clock.tick()
@@ -100,9 +110,21 @@ class Producer:
             BackpressureError: the ring is full and the policy refused.
             ClosedError: the bus is not open.
         """
-        if isinstance(event, RawEvent):
+        if event.__class__ is dict:  # the same as below, without the detours
+            try:
+                data = encode(event)
+            except ENCODE_ERRORS:
+                data = encoded(event)  # says what is wrong
+            route = route_hash(data) if key is None else key_hash(key)
+            gate, entries, append, shard = self._router.routes[route & MASK]
+            if len(entries) < gate.limit:
+                ts = self._clock.tick()
+                append(entry := new_indexed(0, shard, ts, data))
+                return self._settle_push(gate, entry, route) if gate.attention else (shard, ts)
+            return self.ingest_raw(data, key)
+        if isinstance(event, Event | RawEvent):
             return self.ingest_raw(event, key)
-        return self.ingest_raw(event.raw if isinstance(event, Event) else encoded(event), key)
+        return self.ingest_raw(encoded(event), key)
 
     def ingest_raw_many(self, events: Iterable[bytes | RawEvent | Event]) -> IngestSummary:
         """Ingest many payloads; each is routed by its own hash, order is kept in each shard.
@@ -137,10 +159,18 @@ class Producer:
         """
         if isinstance(events, dict | str | bytes | bytearray | memoryview | RawEvent | Event):
             raise PayloadError("ingest_many takes a sequence of events; use ingest for one")
+        # Listed first: an iterable that raises midway raises before anything is accepted.
+        items: list[Any] = events if isinstance(events, list) else list(events)
         summary = Summary()
-        # Looked at as a whole first: an iterable that raises midway raises before anything is accepted.
-        for index, event in enumerate(list(events)):
-            summary.add(index, self.ingest, event)
+        for first in range(0, len(items), CHUNK):
+            chunk = items[first : first + CHUNK]
+            try:
+                payloads = list(map(encode, chunk)) if set(map(type, chunk)) == {dict} else None
+            except ENCODE_ERRORS:
+                payloads = None
+            if payloads is None or not self._push_chunk(payloads, first, summary):
+                for index, event in enumerate(chunk, first):
+                    summary.add(index, self.ingest, event)
         return summary.finish()
 
     async def put(self, event: Any, key: Key = None) -> Accepted | None:
@@ -307,7 +337,8 @@ class Producer:
         """
         gates, shards = self._router.table
         for gate in gates.values():
-            if gate.limit - len(gate.ring.entries) < len(chunk):
+            # Not the limit: a worker that gathers a batch lowers it to be woken at the ceiling.
+            if gate.limit == 0 or gate.ring.soft - len(gate.ring.entries) < len(chunk):
                 return False
         homes = [shards[route & MASK] for route in map(route_hash, chunk)]
         # One look-up of `tick` serves this chunk; see the margins of `Clock`.
@@ -318,12 +349,19 @@ class Producer:
             appends[shard](entry)
         summary.accepted += len(made)
         for shard, gate in gates.items():
-            if gate.attention:
-                mine = [index for index, home in enumerate(homes) if home == shard]
-                self._settle_chunk(gate, [(first + index, made[index]) for index in mine], summary)
+            if gate.attention or len(gate.ring.entries) > gate.limit:
+                self._settle_chunk(gate, shard, homes, made, first, summary)
         return True
 
-    def _settle_chunk(self, gate: Gate, mine: list[tuple[int, IndexedEvent]], summary: Summary) -> None:
+    def _settle_chunk(
+        self,
+        gate: Gate,
+        shard: int,
+        homes: list[int],
+        made: list[IndexedEvent],
+        first: int,
+        summary: Summary,
+    ) -> None:
         """Decide on a chunk's events in a ring whose gate asked for attention, keeping their order.
 
         If any may not stay, all that are still there are taken back out and enter one by one.
@@ -333,14 +371,16 @@ class Producer:
         late: int | None = None
         with ring.lock:
             if gate is ring.gate and not ring.sealed and ring.depth <= ring.capacity:
-                if mine and ring.wanted:
+                if ring.entries and ring.wanted:
                     ring.rouse()
                 return
-            for index, entry in reversed(mine):
+            mine = [index for index, home in enumerate(homes) if home == shard]
+            for index in reversed(mine):
+                entry = made[index]
                 if not ring.withdraw(entry):  # the worker has this one and all before it
                     late = route_hash(entry.raw)
                     break
-                again.append((index, entry))
+                again.append((first + index, entry))
         if late is not None:
             self._router.moved_late(ring, late)
         summary.accepted -= len(again)

@@ -18,6 +18,9 @@ __all__ = ["SLOTS", "Router", "add_shards", "remove_shards", "spread"]
 
 SLOTS: Final = 16_384
 MASK: Final = SLOTS - 1
+STRIDE: Final = 10_127
+"""Odd, so that its multiples visit every slot once; near the golden section of the table, so that
+slots taken one after the other lie far apart."""
 
 Owners: TypeAlias = list[int]
 """The shard id that owns each slot."""
@@ -64,8 +67,8 @@ def _reassign(owners: Owners, quotas: dict[int, int], movable: Callable[[int, in
         held[owner] += 1
     excess = {shard: count - quotas.get(shard, 0) for shard, count in held.items()}
     loose: list[int] = []
-    # Walk donors' slots spread over the whole table, so that no run of neighbours moves at once.
-    for slot in sorted(range(SLOTS), key=lambda slot: (slot * 0x9E3779B1) & 0xFFFFFFFF):
+    for step in range(SLOTS):
+        slot = step * STRIDE & MASK
         owner = owners[slot]
         if movable(owner, excess[owner]):
             excess[owner] -= 1

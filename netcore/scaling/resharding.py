@@ -17,9 +17,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Final, TypeVar
-
-import anyio
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from netcore.config import MAX_SHARDS
 from netcore.contracts.policies import AddShards, NoChange, RemoveShards, ScalingDecision
@@ -30,6 +28,9 @@ from netcore.ingest.router import MASK, add_shards, remove_shards
 from netcore.ingest.shard import Shard
 from netcore.runtime import GRACE_S
 from netcore.stats import ScalingRecord
+
+if TYPE_CHECKING:
+    import anyio
 
 __all__ = ["Resharding"]
 
@@ -88,6 +89,8 @@ class Resharding:
 
     async def _in_turn(self, work: Callable[[], Coroutine[Any, Any, T]], reason: str) -> T:
         if self._turn is None:
+            import anyio
+
             self._turn = anyio.Lock()
         async with self._turn:
             self._engine.lifecycle.require_open()

@@ -8,3 +8,21 @@ Install `netcore-bus[testing]`. A module a subject; import from the module:
 - `proxy`: a TCP proxy that delays, stalls, cuts and swallows.
 - `servers`: Redis and NATS servers as subprocesses. `tls`: certificates for them.
 """
+
+from __future__ import annotations
+
+try:
+    import pytest
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "netcore.testing needs pytest: pip install 'netcore-bus[testing]'", name=error.name
+    ) from error
+
+# Or a failing clause would say "AssertionError" and nothing else.
+pytest.register_assert_rewrite(
+    "netcore.testing._base",
+    "netcore.testing._lifecycle",
+    "netcore.testing._payloads",
+    "netcore.testing._reading",
+    "netcore.testing._storing",
+)

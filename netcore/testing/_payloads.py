@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from netcore.contracts.adapter import Stream
@@ -47,7 +47,7 @@ def _drawn(test: Any) -> Any:
         HealthCheck.data_too_large,
     ]
     return settings(max_examples=25, deadline=None, database=None, suppress_health_check=quiet)(
-        given(batches=_batches)(test)
+        example(batches=[[b"", b"\x00"], [b'1,"t":2', b"\xff"]])(given(batches=_batches)(test))
     )
 
 

@@ -36,7 +36,7 @@ class StoringClauses(ContractBase):
         """Events come back in the order they were appended in, whatever their timestamps."""
         writer = Writer(adapter)
         for batch in (payloads(3, prefix="a"), payloads(1, prefix="b"), payloads(40, prefix="c")):
-            stamps = [ts := next(writer._ts) - 1000 * index for index in range(len(batch))]
+            stamps = [ts := next(writer._ts) - 3000 * index for index in range(len(batch))]
             assert ts > 0
             await writer.write(batch, ts=stamps)
         assert raws(await drain(adapter)) == raws(writer.written)

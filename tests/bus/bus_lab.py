@@ -108,7 +108,7 @@ async def lab(**settings: Any) -> AsyncIterator[Lab]:
 async def until(condition: Callable[[], object], timeout: float = 10.0) -> None:
     """Wait until it holds; look at it often, give up after `timeout` seconds."""
     with anyio.fail_after(timeout):
-        while not condition():  # noqa: ASYNC110  # the conditions are anything, and no event tells of them
+        while not condition():
             await anyio.sleep(0.001)
 
 

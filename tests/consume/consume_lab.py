@@ -138,6 +138,7 @@ class Store(Adapter[LabConfig]):
         return self.entered.get(stream)
 
     async def retired(self, streams: Iterable[Stream]) -> set[Stream]:
+        await self._fault("retired")
         return self.gone & set(streams)
 
     async def wait(self, positions: Mapping[Stream, str | None], timeout: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -153,35 +154,36 @@ def test_subset_polls_leave_the_other_streams_where_they_were(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@given(data=st.data(), limit=st.integers(1, 12), shards=st.integers(1, 5))
+@given(seed=st.integers(0, 1 << 32), limit=st.integers(1, 12), shards=st.integers(1, 5))
 @settings(max_examples=60, deadline=None)
 def test_causal_pages_while_the_store_grows_stay_sorted(
-    backend: str, data: st.DataObject, limit: int, shards: int
+    backend: str, seed: int, limit: int, shards: int
 ) -> None:
     """With one producer, growth between pages and between two reads of a page never breaks the order."""
+    rng = random.Random(seed)
     store = AsyncStore()
     clock = [0]
 
     def grow() -> None:
-        for _ in range(data.draw(st.integers(0, 4))):
+        for _ in range(rng.choice((0, 0, 1, 1, 2, 4))):
             clock[0] += 1
             if clock[0] <= 60:
-                store.put(data.draw(st.integers(0, shards - 1)), clock[0])
+                store.put(rng.randrange(shards), clock[0])
 
-    grow()
     store.before_read = grow
 
     async def body(bench: Lab) -> None:
         events: list[StoredEvent] = []
         cursor = None
-        for _ in range(200):
+        whole = False
+        while not whole:
+            grow()
+            grown = clock[0] > 60  # a page does not see what is stored after its snapshot
             page = await bench.poll(limit, cursor=cursor)
             cursor = page.cursor
             events += page.events
-            if clock[0] > 60 and not page.events and not page.has_more:
-                break
-        assert [event.ts for event in events] == sorted(event.ts for event in events)
-        assert Counter(names(events)) == Counter(row[1:] for row in oracle(store))
+            whole = grown and not page.has_more
+        assert [event.ts for event in events] == list(range(1, 61))
 
     run(backend, store, body)
 

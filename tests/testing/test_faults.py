@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
+from netcore import ConsumeRequest, EventBus, EventBusConfig
 from netcore.builtin.memory import MemoryAdapter, MemoryConfig
 from netcore.contracts.adapter import ReadRequest, Stream
 from netcore.errors import AdapterRefusedError, TransientAdapterError
@@ -251,3 +252,21 @@ def test_plugin_for_passes_the_plugin_checks() -> None:
     faulty = FaultyAdapter(FaultyConfig())
     manager = manager_for([plugin_for(faulty)])
     assert manager.registry.adapter("faulty")(FaultyConfig()) is faulty
+
+
+@pytest.mark.anyio
+async def test_bus_on_a_scripted_adapter_retries_and_stores_once() -> None:
+    """A bus takes the test's own adapter; a lost answer and an outage cost nothing."""
+    faulty = FaultyAdapter(MemoryAdapter(MemoryConfig()))
+    faulty.store_and_fail("append", TransientAdapterError("no answer"))
+    faulty.fail("append", TransientAdapterError("away"), times=2)
+    config = EventBusConfig(shards=1, adapter="faulty")
+    async with EventBus(config, plugins=[plugin_for(faulty)]) as bus:
+        for n in range(5):
+            bus.ingest_raw(b"%d" % n)
+        await bus.flush(timeout=30)
+        page = await bus.poll(ConsumeRequest(100, start="earliest"))
+        assert [event.raw for event in page.events] == [b"0", b"1", b"2", b"3", b"4"]
+        assert bus.stats().retries == 3
+    assert faulty.overlaps == 0
+    assert faulty.calls["close"] == 1

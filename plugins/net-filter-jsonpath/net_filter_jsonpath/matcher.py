@@ -13,10 +13,10 @@ from typing import Any, cast
 
 from net_filter_jsonpath.decoding import REFUSED, NotJSONError, decode_refused
 from net_filter_jsonpath.nodes import Condition, Negation, Node
-from net_filter_jsonpath.paths import ABSENT, Segment, split, walk
+from net_filter_jsonpath.paths import Segment, split, walk
 from net_filter_jsonpath.precheck import needles_of, with_precheck
 from net_filter_jsonpath.shape import Route, Shape, shape_for
-from net_filter_jsonpath.values import strictness
+from net_filter_jsonpath.values import is_confusable, strict_equal
 from netcore.contracts.filters import Matcher
 
 __all__ = ["compile_matcher"]
@@ -48,7 +48,7 @@ def _build(node: Node, undecodable: Callable[[], bool]) -> Evaluator:
     paths = tuple(() if condition.query else split(condition.path) for condition in conditions)
     shape = shape_for(paths)
     refused = _refused(node, undecodable)
-    if isinstance(node, Condition) and node.query is None and strictness(node.value) is None:
+    if isinstance(node, Condition) and node.query is None:
         evaluate = _single(shape, node.value, refused, undecodable)
     else:
         evaluate = _general(shape, _predicate(node, iter(shape.routes)), refused, undecodable)
@@ -66,15 +66,18 @@ def _conditions(node: Node) -> Iterator[Condition]:
 
 
 def _refused(node: Node, undecodable: Callable[[], bool]) -> Refused:
-    """Return the slow second look at what the decoder refused."""
-    whole = (Route((), split(condition.path)) for condition in _conditions(node))
-    predicate = _predicate(node, whole)
+    """Return the slow second look at what the decoder refused; built when it is first needed."""
+    predicate: Predicate | None = None
 
     def refused(raw: bytes, cause: Exception) -> bool:
+        nonlocal predicate
         try:
             document = decode_refused(raw, cause)
         except NotJSONError:
             return undecodable()
+        if predicate is None:
+            whole = (Route((), split(condition.path)) for condition in _conditions(node))
+            predicate = _predicate(node, whole)
         return predicate(document)
 
     return refused
@@ -98,10 +101,11 @@ def _general(
 
 
 def _single(shape: Shape, value: Any, refused: Refused, undecodable: Callable[[], bool]) -> Evaluator:
-    """Return the evaluator for one condition that plain `==` decides; short paths are unrolled."""
+    """Return the evaluator for one condition; short paths are unrolled."""
     ((steps, rest),) = shape.routes
     if rest or not 1 <= len(steps) <= 3:
-        return _general(shape, _plain(steps, rest, value), refused, undecodable)
+        return _general(shape, _holds(steps, rest, value), refused, undecodable)
+    plain = not is_confusable(value)
     decode = shape.decode
     one: object = steps[0][0]
     two: object = steps[1][0] if len(steps) > 1 else None
@@ -113,7 +117,7 @@ def _single(shape: Shape, value: Any, refused: Refused, undecodable: Callable[[]
             found: Any = decode(raw)
         except REFUSED as cause:
             return refused(raw, cause)
-        if type(found) is one and found.f0 == value:
+        if type(found) is one and found.f0 == value and (plain or strict_equal(value, found.f0)):
             return raw.isascii() or is_utf8(raw) or undecodable()
         return False
 
@@ -124,7 +128,7 @@ def _single(shape: Shape, value: Any, refused: Refused, undecodable: Callable[[]
             return refused(raw, cause)
         if type(found) is one:
             found = found.f0
-            if type(found) is two and found.f0 == value:
+            if type(found) is two and found.f0 == value and (plain or strict_equal(value, found.f0)):
                 return raw.isascii() or is_utf8(raw) or undecodable()
         return False
 
@@ -137,7 +141,7 @@ def _single(shape: Shape, value: Any, refused: Refused, undecodable: Callable[[]
             found = found.f0
             if type(found) is two:
                 found = found.f0
-                if type(found) is three and found.f0 == value:
+                if type(found) is three and found.f0 == value and (plain or strict_equal(value, found.f0)):
                     return raw.isascii() or is_utf8(raw) or undecodable()
         return False
 
@@ -150,10 +154,7 @@ def _predicate(node: Node, routes: Iterator[Route]) -> Predicate:
         steps, rest = next(routes)
         if node.query is not None:
             return node.query(node.value)
-        if type(node.value) is bool:
-            return _identical(steps, rest, node.value)
-        equal = strictness(node.value)
-        return _plain(steps, rest, node.value) if equal is None else _strict(steps, rest, node.value, equal)
+        return _holds(steps, rest, node.value)
     if isinstance(node, Negation):
         negated = _predicate(node.item, routes)
         return lambda document: not negated(document)
@@ -181,38 +182,26 @@ def _any(parts: tuple[Predicate, ...]) -> Predicate:
     return some
 
 
-def _plain(steps: tuple[tuple[type, str], ...], rest: tuple[Segment, ...], value: Any) -> Predicate:
-    follow = _follow(steps, rest)
-    return lambda document: bool(follow(document) == value)
+def _holds(steps: tuple[tuple[type, str], ...], rest: tuple[Segment, ...], value: Any) -> Predicate:
+    """Return the test of what lies at a path.
 
-
-def _identical(steps: tuple[tuple[type, str], ...], rest: tuple[Segment, ...], value: bool) -> Predicate:
-    follow = _follow(steps, rest)
-    return lambda document: follow(document) is value
-
-
-def _strict(
-    steps: tuple[tuple[type, str], ...],
-    rest: tuple[Segment, ...],
-    value: Any,
-    equal: Callable[[Any, Any], bool],
-) -> Predicate:
-    follow = _follow(steps, rest)
-    return lambda document: equal(value, follow(document))
-
-
-def _follow(steps: tuple[tuple[type, str], ...], rest: tuple[Segment, ...]) -> Callable[[Any], Any]:
-    """Return the way from a decoded document to what lies at a path, or to ABSENT."""
+    `==` comes first: it is quick, and false where JSON equality is; only where a boolean could pass
+    for a number does a true answer need the second, strict look.
+    """
     getters = tuple((kind, attrgetter(field)) for kind, field in steps)
+    plain = not is_confusable(value)
 
-    def follow(document: Any) -> Any:
+    def holds(found: Any) -> bool:
         for kind, get in getters:
-            if type(document) is not kind:
-                return ABSENT
-            document = get(document)
-        return walk(document, rest) if rest else document
+            if type(found) is not kind:
+                return False
+            found = get(found)
+        if rest:
+            found = walk(found, rest)
+        equal: bool = found == value
+        return equal and (plain or strict_equal(value, found))
 
-    return follow
+    return holds
 
 
 def is_utf8(raw: bytes) -> bool:

@@ -52,7 +52,7 @@ def with_precheck(evaluate: Callable[[bytes], bool], needles: frozenset[bytes]) 
     """Put the look at the bytes in front of an evaluator.
 
     Where nearly every payload passes, looking costs more than it saves; so it watches its own success
-    and pauses. That changes the cost, never the answer.
+    and pauses. That changes the cost, never the answer, also if threads spoil each other's counts.
     """
     if len(needles) > 1:
         return _several(evaluate, tuple(needles))
@@ -62,7 +62,7 @@ def with_precheck(evaluate: Callable[[bytes], bool], needles: frozenset[bytes]) 
 
     def match(raw: bytes) -> bool:
         nonlocal passed, pause
-        if pause:
+        if pause > 0:
             pause -= 1
             return evaluate(raw)
         # `partition` is the cheapest search that bytes have: `in` raises and catches an error inside,
@@ -71,7 +71,7 @@ def with_precheck(evaluate: Callable[[bytes], bool], needles: frozenset[bytes]) 
             passed = 0
             return False
         passed += 1
-        if passed == _PATIENCE:
+        if passed >= _PATIENCE:
             passed, pause = 0, _REST
         return evaluate(raw)
 
@@ -84,7 +84,7 @@ def _several(evaluate: Callable[[bytes], bool], needles: tuple[bytes, ...]) -> C
 
     def match(raw: bytes) -> bool:
         nonlocal passed, pause
-        if pause:
+        if pause > 0:
             pause -= 1
             return evaluate(raw)
         for needle in needles:
@@ -95,7 +95,7 @@ def _several(evaluate: Callable[[bytes], bool], needles: tuple[bytes, ...]) -> C
                 passed = 0
                 return False
         passed += 1
-        if passed == _PATIENCE:
+        if passed >= _PATIENCE:
             passed, pause = 0, _REST
         return evaluate(raw)
 

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from decimal import Decimal
 from typing import Any, Final
 
@@ -19,11 +19,11 @@ __all__ = [
     "dumps",
     "excerpt",
     "freeze",
+    "is_confusable",
     "join_surrogates",
     "levels",
     "meaning",
     "strict_equal",
-    "strictness",
     "strings",
 ]
 
@@ -144,17 +144,12 @@ def strict_equal(wanted: Any, found: Any) -> bool:
     return bool(wanted == found)
 
 
-def strictness(value: Any) -> Callable[[Any, Any], bool] | None:
-    """Return the comparison that the value needs, or None where plain `==` gives the same answer."""
-    return strict_equal if _confusable(value) else None
-
-
-def _confusable(value: Any) -> bool:
-    """Tell whether a boolean could be taken for a number, or a number for a boolean."""
+def is_confusable(value: Any) -> bool:
+    """Tell whether `==` could take a boolean for a number in this value, or a number for a boolean."""
     if type(value) is dict:
-        return any(map(_confusable, value.values()))
+        return any(map(is_confusable, value.values()))
     if type(value) is list:
-        return any(map(_confusable, value))
+        return any(map(is_confusable, value))
     return type(value) is not str and value in (0, 1)
 
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from net_filter_jsonpath import Filter
 
-# Ten times what the Hypothesis profile gives to others: examples are cheap here, and the claim is large.
-MANY = settings(max_examples=settings().max_examples * 10)
+# Six times what the Hypothesis profile gives to others: examples are cheap here, and the claim is large.
+MANY = settings(max_examples=settings().max_examples * 6)
 
 # --- the oracle: decode everything, walk, compare
 

@@ -314,3 +314,20 @@ def test_large_filter_compiles_without_generating_a_type_for_each_path() -> None
     built = Filter.or_([Filter.eq(f"a{i}.b{i}.c{i}", i) for i in range(800)])
     assert built.matches(b'{"a799":{"b799":{"c799":799}}}')
     assert not built.matches(b'{"a799":{"b799":{"c799":798}}}')
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+@pytest.mark.parametrize("value", [7, "x", 1, True, None, [2], {"k": "v"}])
+def test_payload_invalid_utf8_in_a_skipped_part_matches_nothing(depth: int, value: Any) -> None:
+    """Decoders that skip a string do not check it; a match is confirmed, and the payload counted."""
+    document: Any = value
+    for _ in range(depth):
+        document = {"a": document, "z": "?!"}
+    good = json.dumps(document).encode()
+    bad = good.replace(b"?!", b"\xc3\x28")
+    matcher = Filter.eq(".".join("a" * depth), value).compile()
+    assert matcher(good)
+    assert matcher(good.replace(b"?!", "é".encode()))
+    assert not matcher(bad)
+    assert not matcher(bad.replace(b'"z": "\xc3\x28"', b'"\xff": 0'))
+    assert matcher.undecodable == 2

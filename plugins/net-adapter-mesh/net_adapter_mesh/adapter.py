@@ -1,0 +1,395 @@
+"""The adapter: the loop's side of a mesh node."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, ClassVar, Final
+
+import anyio
+import anyio.to_thread
+import msgspec
+import zmq
+
+from net_adapter_mesh.bridge import Bell
+from net_adapter_mesh.config import MeshConfig
+from net_adapter_mesh.durable import SqliteStore
+from net_adapter_mesh.frames import INFINITY, MAX_BATCH_BYTES, encode_body
+from net_adapter_mesh.lane import Entry, Vector
+from net_adapter_mesh.log import Log, Mark, Store
+from net_adapter_mesh.node import Node
+from net_adapter_mesh.reader import Reader
+from net_adapter_mesh.report import report
+from net_adapter_mesh.security import load_keys
+from net_adapter_mesh.store import MemoryStore
+from netcore import (
+    Adapter,
+    AdapterClosedError,
+    AdapterContext,
+    Batch,
+    Capabilities,
+    FatalAdapterError,
+    Health,
+    ShardPage,
+    StoredEvent,
+    Stream,
+    TransientAdapterError,
+)
+
+__all__ = ["MeshAdapter"]
+
+_FIRST_TABLES_S: Final = 1.0
+MAX_PAYLOAD_BYTES: Final = MAX_BATCH_BYTES // 2
+
+
+class MeshAdapter(Adapter[MeshConfig]):
+    """A node of a brokerless mesh: what any node ingests, every node can poll.
+
+    `docs/explanation/mesh.md` tells how; `docs/reference/mesh-protocol.md` what goes over the wire.
+
+    Args:
+        config: the node's settings.
+
+    Raises:
+        ConfigError: a key or a key file is unusable.
+    """
+
+    kind: ClassVar[str] = "mesh"
+    Config = MeshConfig
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        shared=True,
+        watermark=True,
+        max_payload_bytes=MAX_PAYLOAD_BYTES,
+        max_batch_events=16_384,
+        max_batch_bytes=4 << 20,
+    )
+
+    def __init__(self, config: MeshConfig) -> None:
+        super().__init__(config)
+        self._keys = load_keys(config)
+        if config.log is not None:
+            self.capabilities = msgspec.structs.replace(type(self).capabilities, durable=True)  # type: ignore[misc]
+        self._node: Node | None = None
+        self._closed = False
+        self._expected: dict[tuple[str, int], int] = {}
+        self._last: dict[int, int] = {}  # shard -> number of its last entry
+        self._deps: Vector = {}
+        self._final: dict[str, Any] = {}
+
+    def identity(self) -> str:
+        """Name the mesh: a cursor is valid at each of its nodes."""
+        return f"mesh:{self.config.name}"
+
+    async def open(self, context: AdapterContext) -> None:
+        """Start the node; wait, a second at most, for what the peers already know.
+
+        Raises:
+            TransientAdapterError: `listen` cannot be bound.
+            AdapterRefusedError: the durable log is in use or damaged.
+        """
+        self._context = context
+        self._pid = os.getpid()
+        await self._open_log(context.logger)
+        self._own = self._log.own
+        context.observe(self._log.greatest)
+        self._reader = Reader(self._log)
+        self._bell = Bell(self._answer)
+        self._observed = 0
+        self._asked = False
+        self._reader.returned.update(self._log.lane.deps)
+        try:
+            await self._start(context)
+        except BaseException:
+            if self._node is not None:
+                self._node.stop(1.0)
+                self._node = None
+            self._store.close(1.0)
+            raise
+
+    async def _start(self, context: AdapterContext) -> None:
+        node = Node(
+            self.config,
+            self._keys,
+            self._log,
+            self._store,
+            news=self._news,
+            watermark=self._ask_watermark,
+            causal_wait_s=context.causal_wait_ms / 1000,
+            max_drift_ns=int(context.max_clock_drift_ms * 1e6),
+            logger=context.logger,
+        )
+        try:
+            node.start()
+        except zmq.ZMQError as error:
+            raise TransientAdapterError(f"cannot listen on {self.config.listen}: {error}") from error
+        self._node = node
+        if self.config.peers:
+            await self._bell.until(lambda: node.settled, _FIRST_TABLES_S)
+
+    async def _open_log(self, logger: logging.Logger) -> None:
+        """Make the log, or load it; reading a large one does not block the loop."""
+        if self.config.log is None:
+            self._store: Store = MemoryStore()
+            self._log = Log(self._new_origin(), self.config, self._store)
+            return
+
+        def load() -> tuple[SqliteStore, Log]:
+            store = SqliteStore(self.config, logger)
+            try:
+                log = Log(store.origin, self.config, store)
+                for kept in store.load():
+                    log.restore(kept)
+                log.settle()
+                self._expected = store.expected()
+            except BaseException:
+                store.close(1.0)
+                raise
+            return store, log
+
+        self._store, self._log = await anyio.to_thread.run_sync(load)
+
+    def _new_origin(self) -> str:
+        """Name a new incarnation; a configured name gets a suffix, so that restarts differ."""
+        if self.config.node_id is None:
+            return secrets.token_hex(8)
+        return f"{self.config.node_id}~{secrets.token_hex(4)}"
+
+    @property
+    def origin(self) -> str:
+        """The origin that this node's events carry: the name of its incarnation."""
+        return self._own
+
+    def _live(self) -> Node:
+        node = self._node
+        if self._closed or node is None:
+            raise AdapterClosedError("the mesh adapter is not open")
+        if self._pid != os.getpid():
+            raise AdapterClosedError("the mesh adapter was opened in another process; open one here")
+        if node.failure is not None:
+            raise TransientAdapterError(f"the I/O thread of the mesh node died: {node.failure!r}") from None
+        return node
+
+    async def append(self, batch: Batch) -> None:
+        """Store `batch` here, and wait until `acks` peers have it.
+
+        Atomic; encoded once, for the log and every peer. With `acks` unmet the batch stays in the
+        log, unacknowledged, and its retry goes on waiting without storing it again.
+
+        Raises:
+            FatalAdapterError: larger than a frame may be (32 MiB).
+            TransientAdapterError: too few peers stored it within `timeout_ms`, or the log failed.
+        """
+        node = self._live()
+        key = (batch.producer, batch.shard)
+        expected = self._expected.get(key, 0)
+        events = batch.events
+        if batch.first_seq + len(events) > expected:
+            if batch.first_seq < expected:
+                events = events[expected - batch.first_seq :]
+            stamps = [event.ts for event in events]
+            body = _body(events, stamps)
+            w = self._context.watermark(batch)
+            entry = self._log.stage(batch.shard, stamps, w, self._vector(), body)
+            self._expected[key] = batch.first_seq + len(batch.events)
+            self._last[batch.shard] = entry.lsn
+            self._put(entry, (batch.producer, batch.shard, self._expected[key]))
+            node.appended()
+        await self._settled(node, self._last.get(batch.shard, 0))
+
+    def _vector(self) -> Vector:
+        """Return what polls here have seen of others, the same object as long as it is the same."""
+        if len(self._deps) != len(self._reader.returned) or self._deps != self._reader.returned:
+            self._deps = dict(self._reader.returned)
+        return self._deps
+
+    def _put(self, entry: Entry, mark: Mark | None = None) -> None:
+        self._store.put(self._own, [entry], partial(self._stored, entry), mark)
+
+    def _stored(self, entry: Entry) -> None:
+        """Publish an own entry that the store has taken; any thread."""
+        self._log.publish([entry])
+        if self._node is not None:
+            self._node.transport.wake()
+        self._news()
+
+    async def _settled(self, node: Node, lsn: int) -> None:
+        acks = self.config.acks
+        if not lsn or (self._log.lane.head >= lsn and not acks):
+            return
+
+        def enough() -> bool:
+            stored = self._log.lane.head >= lsn
+            return node.failure is not None or (stored and self._count(node, lsn) >= acks)
+
+        if not await self._bell.until(enough, self.config.timeout_ms / 1000):
+            if self._log.lane.head < lsn:
+                why = self._store.failure or "it is behind"
+                raise TransientAdapterError(f"the log has not taken the batch yet: {why}")
+            raise TransientAdapterError(
+                f"{self._count(node, lsn)} of {acks} peers have stored the batch; it stays in the log"
+            )
+        self._live()
+
+    @staticmethod
+    def _count(node: Node, lsn: int) -> int:
+        return sum(upto >= lsn for upto in list(node.exchange.acked.values()))
+
+    def _news(self) -> None:
+        bell = self._bell
+        bell.eager = self._log.greatest > self._observed
+        bell.ring()
+
+    def _answer(self) -> None:
+        """On the loop: move the bus's clock past what came from elsewhere; renew the watermark."""
+        self._bell.eager = False
+        greatest = self._log.greatest
+        if greatest > self._observed:
+            self._observed = greatest
+            self._context.observe(greatest)
+        if self._asked and not self._closed:
+            self._asked = False
+            self._watermark(self._context.watermark(None))
+
+    def _ask_watermark(self) -> None:
+        """From the I/O thread: have the loop look at the watermark, which only it may."""
+        self._asked = True
+        self._bell.eager = True
+        self._bell.ring()
+
+    def _watermark(self, w: int) -> None:
+        if w > self._log.lane.w and self._log.uncovered():
+            self._put(self._log.stage(0, (), w, self._vector(), b""))
+
+    async def streams(self) -> list[Stream]:
+        """List every stream heard of, from any node."""
+        self._live()
+        with self._log.lock:
+            return [
+                Stream(shard, origin) for origin, lane in self._log.lanes.items() for shard in lane.streams
+            ]
+
+    async def snapshot(self) -> object:
+        """Return the version of what is visible."""
+        self._live()
+        with self._log.lock:
+            return self._log.version
+
+    async def read(self, stream: Stream, after: str | None, limit: int, snapshot: object = None) -> ShardPage:
+        """Return visible events after a position; what it returns counts as seen by this node."""
+        self._live()
+        return self._reader.read(stream, after, limit, snapshot if isinstance(snapshot, int) else None)
+
+    async def bounds(self, stream: Stream) -> tuple[str, str]:
+        """Return where a stream begins and ends; its end as far as any peer has told."""
+        self._live()
+        return self._reader.bounds(stream)
+
+    async def seek(self, stream: Stream, ts: int) -> str | None:
+        """Return the position before the first event at or after `ts`."""
+        self._live()
+        return self._reader.seek(stream, ts)
+
+    async def enter(self, stream: Stream, since: int) -> str | None:
+        """Enter a stream that may be old and was only not heard of: at `since`."""
+        self._live()
+        return self._reader.seek(stream, since)
+
+    async def wait(self, positions: Mapping[Stream, str | None], timeout: float) -> None:
+        """Return as soon as something newer is visible; costs nothing while idle."""
+        self._live()
+
+        def newer() -> bool:
+            if self._closed or (self._node is not None and self._node.failure is not None):
+                return True
+            with self._log.lock:
+                for origin, lane in self._log.lanes.items():
+                    for shard, view in lane.streams.items():
+                        stream = Stream(shard, origin)
+                        if stream not in positions:
+                            if view.visible > 0:
+                                return True
+                        elif self._reader.newer(stream, positions[stream]):
+                            return True
+            return False
+
+        await self._bell.until(newer, timeout)
+
+    async def flush(self) -> None:
+        """Return once the log has taken everything; `append` has waited for it already."""
+        node = self._live()
+        await self._settled(node, max(self._last.values(), default=0))
+
+    async def close(self) -> None:
+        """Seal the own lane, wait until every connected peer has it, say goodbye, release."""
+        if self._closed:
+            return
+        self._closed = True
+        node = self._node
+        if node is None or self._pid != os.getpid():
+            return
+        deadline = time.monotonic() + self.config.timeout_ms / 1000
+        try:
+            if node.failure is None and node.alive:
+                await self._part(node, deadline)
+        finally:
+            self._final = report(self.config, self._log, node)
+            node.stop(max(0.5, deadline - time.monotonic()))
+            self._store.close(max(0.5, deadline - time.monotonic()))
+            self._bell.ring()
+
+    async def _part(self, node: Node, deadline: float) -> None:
+        self._put(self._log.stage(0, (), self._seal(), self._vector(), b""))
+        node.transport.wake()
+
+        def everybody() -> bool:
+            head = self._log.lane.head
+            peers = list(node.exchange.links)
+            return not node.alive or all(node.exchange.acked.get(peer, 0) >= head for peer in peers)
+
+        await self._bell.until(everybody, deadline - time.monotonic())
+
+    def _seal(self) -> int:
+        """Return the last watermark: a lane in memory ends here, a durable one may go on."""
+        if self.config.log is None:
+            return INFINITY
+        return 1 + max((view.key for view in self._log.lane.streams.values()), default=0)
+
+    async def health(self) -> Health:
+        """Tell whether the I/O thread lives and how many peers are linked."""
+        node = self._node
+        if self._closed or node is None:
+            return Health(ok=False, reason="closed")
+        if node.failure is not None:
+            return Health(ok=False, reason=f"the I/O thread died: {node.failure!r}")
+        if self._store.failure:
+            return Health(ok=False, reason=f"the log cannot be written: {self._store.failure}")
+        linked = len(node.exchange.links)
+        if self.config.acks > linked:
+            return Health(ok=False, reason=f"{linked} peers are linked, acks={self.config.acks}")
+        return Health(ok=True, reason=f"{linked} peers are linked")
+
+    def stats(self) -> dict[str, Any]:
+        """Return peers, links, positions, lags, bytes, gaps, refusals; any thread."""
+        if self._node is None:
+            return {}
+        return self._final or report(self.config, self._log, self._node)
+
+
+def _body(events: list[StoredEvent], stamps: list[int]) -> bytes:
+    """Encode a batch.
+
+    Raises:
+        FatalAdapterError: a payload, or the batch, is larger than a frame may be.
+    """
+    body = encode_body(stamps, [event.raw for event in events])
+    if len(body) > MAX_PAYLOAD_BYTES:  # otherwise no payload can be
+        longest = max(len(event.raw) for event in events)
+        if longest > MAX_PAYLOAD_BYTES:
+            raise FatalAdapterError(f"a payload of {longest:,} bytes; at most {MAX_PAYLOAD_BYTES:,} fit")
+        if len(body) > MAX_BATCH_BYTES:
+            raise FatalAdapterError(f"a batch of {len(body):,} bytes; at most {MAX_BATCH_BYTES:,} fit")
+    return body

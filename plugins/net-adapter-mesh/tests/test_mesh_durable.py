@@ -1,0 +1,110 @@
+"""The durable log: what a killed node still has, and how it goes on."""
+
+import sqlite3
+
+import pytest
+from mesh_cluster import assert_complete
+from net_adapter_mesh import MeshAdapter, MeshConfig
+
+from netcore import AdapterRefusedError
+from netcore.testing.contract import adapter_context
+
+
+@pytest.mark.parametrize("fsync", ["batch", "interval", "never"])
+def test_durable_node_killed_has_all_acknowledged_and_goes_on(cluster, tmp_path, fsync):
+    """After kill -9 in mid-load every acknowledged event is there, under the same origin, and
+    positions continue."""
+    a = cluster.start(log=str(tmp_path / "a"), fsync=fsync)
+    b = cluster.start(peers=[a.address])
+    a.begin("load", count=100_000, shards=3, batch=20, background=True)
+    a.ask("until", expression="driver.appended >= 2000")
+    acknowledged = a.ask("until", expression="driver.appended >= 3000") and 3000
+    a.kill()
+    again = cluster.start(listen=a.address, log=str(tmp_path / "a"), fsync=fsync)
+    assert again.origin == a.origin
+    kept = again.ask("page")["events"]
+    assert len(kept) >= acknowledged
+    assert_complete(kept, len(kept))
+    again.ask("append", shard=0, payloads=["after"])
+    total = len(kept) + 1
+    for node in (again, b):
+        events = node.ask("gather", chain="new", count=total)["events"]
+        assert_complete(events, total)
+        assert events[-1][4] == "after"
+
+
+def test_durable_peer_killed_resumes_from_its_position(cluster, tmp_path):
+    """A replica that was killed has what it stored and fetches only the rest."""
+    a = cluster.start()
+    a.ask("load", count=10_000, batch=500)
+    b = cluster.start(peers=[a.address], log=str(tmp_path / "b"))
+    b.ask("gather", count=10_000, full=False)
+    b.kill()
+    a.ask("load", count=1000, batch=100, tag="more")
+    again = cluster.start(peers=[a.address], log=str(tmp_path / "b"))
+    assert_complete(again.ask("gather", count=11_000)["events"], 11_000)
+    links = again.ask("stats")["links"]
+    assert sum(link["bytes_received"] for link in links) < 2 * 1000 * 120
+
+
+def test_durable_log_trimmed_and_reopened_keeps_positions(cluster, tmp_path):
+    """Retention is applied on disk too, and numbering goes on behind what was trimmed."""
+    a = cluster.start(log=str(tmp_path / "a"), max_events=100)
+    a.ask("load", count=1000, shards=1, batch=10)
+    a.quit()
+    with sqlite3.connect(tmp_path / "a" / "mesh.sqlite3") as database:
+        assert database.execute("SELECT sum(count) FROM entries").fetchone()[0] <= 110
+    database.close()
+    again = cluster.start(log=str(tmp_path / "a"), max_events=100)
+    again.ask("append", shard=0, payloads=["next"])
+    page = again.ask("page")
+    assert page["events"][-1][2] == 1001
+    assert page["gaps"][0][2] == 1001 - len(page["events"])
+
+
+def test_durable_log_after_a_crash_of_the_machine_begins_a_new_lane(cluster, tmp_path):
+    """Without fsync, another boot means the log's end may be gone: numbers are not used again."""
+    a = cluster.start(log=str(tmp_path / "a"), fsync="never", node_id="n")
+    a.ask("append", shard=0, payloads=["one"])
+    a.kill()
+    with sqlite3.connect(tmp_path / "a" / "mesh.sqlite3") as database:
+        database.execute("UPDATE meta SET value = 'another boot' WHERE key = 'boot'")
+    database.close()
+    again = cluster.start(log=str(tmp_path / "a"), fsync="never", node_id="n")
+    again.ask("append", shard=0, payloads=["two"])
+    assert again.origin != a.origin
+    events = again.ask("gather", count=2)["events"]
+    assert {(event[0], event[2]) for event in events} == {(a.origin, 1), (again.origin, 1)}
+
+
+@pytest.mark.anyio
+async def test_durable_log_in_use_is_refused(tmp_path):
+    """Two nodes cannot share a directory."""
+    one = MeshAdapter(MeshConfig(log=str(tmp_path)))
+    await one.open(adapter_context())
+    two = MeshAdapter(MeshConfig(log=str(tmp_path)))
+    with pytest.raises(AdapterRefusedError, match="in use by another process"):
+        await two.open(adapter_context())
+    await two.close()
+    await one.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("change", "match"), [({"name": "other"}, "mesh 'net'"), ({"node_id": "b"}, "node 'a'")]
+)
+async def test_durable_log_of_another_node_or_mesh_is_refused(tmp_path, change, match):
+    """A directory is bound to its mesh and node."""
+    settings = {"log": str(tmp_path), "node_id": "a"}
+    one = MeshAdapter(MeshConfig(**settings))
+    await one.open(adapter_context())
+    await one.close()
+    two = MeshAdapter(MeshConfig(**{**settings, **change}))
+    with pytest.raises(AdapterRefusedError, match=match):
+        await two.open(adapter_context())
+    await two.close()
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"

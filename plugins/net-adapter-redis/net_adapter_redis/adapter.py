@@ -1,0 +1,311 @@
+"""The adapter itself: what netcore's contract asks, handed to the parts that do it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from net_adapter_redis.config import RedisConfig
+from net_adapter_redis.positions import Position, entry_id
+from net_adapter_redis.resp import command
+from netcore.contracts.adapter import (
+    Adapter,
+    AdapterContext,
+    Batch,
+    Capabilities,
+    Health,
+    ReadRequest,
+    ShardPage,
+    Stream,
+)
+from netcore.errors import (
+    AdapterClosedError,
+    AdapterError,
+    AdapterRefusedError,
+    CursorError,
+)
+
+if TYPE_CHECKING:
+    from net_adapter_redis.links import Link
+    from net_adapter_redis.reading import Density, Scan, StreamState
+    from net_adapter_redis.registry import Registry
+    from net_adapter_redis.session import Session
+    from net_adapter_redis.waiting import Waiter
+    from net_adapter_redis.writing import Writer
+
+__all__ = ["RedisAdapter"]
+
+
+class RedisAdapter(Adapter[RedisConfig]):
+    """Stores events in Redis Streams, one a shard, each batch in one atomic step.
+
+    Exactly once into the stream: a batch that comes again, also late, partly stored or after later
+    ones, is recognised, as long as its producer wrote to the shard within `dedup_ttl_s` and the
+    server kept its data. Runs on asyncio.
+    """
+
+    kind: ClassVar[str] = "redis"
+    Config: ClassVar[type[RedisConfig]] = RedisConfig
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        durable=True,
+        shared=True,
+        max_payload_bytes=256 << 20,
+        max_batch_events=4096,
+        max_batch_bytes=4 << 20,
+    )
+
+    def __init__(self, config: RedisConfig) -> None:
+        super().__init__(config)
+        self._session: Session | None = None
+        self._writer: Writer
+        self._registry: Registry
+        self._waiter: Waiter
+        self._densities: dict[int, Density] = {}
+        self._may_keep = [float(64 << 20)]
+        self._closed = False
+
+    def identity(self) -> str:
+        """Name the store: the prefix, and the database where it is not 0."""
+        database = self.config.database()
+        return f"redis:{self.config.prefix}" + (f"/{database}" if database else "")
+
+    async def open(self, context: AdapterContext) -> None:
+        """Connect and check; see `Adapter.open`.
+
+        Raises:
+            TransientAdapterError: nothing answers within `timeout_ms`.
+            AdapterRefusedError: wrong credentials, a missing right, a cluster where none was
+                expected or the other way round, too old a server.
+            ConfigError: the TLS settings can't be used.
+        """
+        _require_asyncio()
+        from net_adapter_redis.network import Network
+        from net_adapter_redis.opening import check_server
+        from net_adapter_redis.registry import Registry
+        from net_adapter_redis.session import Session
+        from net_adapter_redis.waiting import Waiter
+        from net_adapter_redis.writing import Writer
+
+        timeout = min(self.config.timeout_ms, context.timeout_ms) / 1000
+        network = Network(self.config, timeout=timeout, logger=context.logger)
+        session = Session(self.config, network, context.logger, context.max_clock_drift_ms)
+        self._registry = Registry(session)
+        self._waiter = Waiter(session, self._registry)
+        self._writer = Writer(session, self._registry)
+        try:
+            await check_server(session, timeout)
+            await self._writer.load()
+        except BaseException:
+            await network.close()
+            raise
+        self._session = session
+
+    async def append(self, batch: Batch) -> None:
+        """Store `batch` in one server-side step; see `Adapter.append`."""
+        self._open_session()
+        await self._writer.append(batch)
+
+    async def streams(self) -> list[Stream]:
+        """List the streams in the registry, and those that others made (ids below 1,024).
+
+        One that others make with an id far from the known ones is found within a second.
+        """
+        self._open_session()
+        await self._registry.refresh()
+        return [Stream(shard) for shard in sorted(self._registry.known)]
+
+    async def read(self, stream: Stream, after: str | None, limit: int, snapshot: object = None) -> ShardPage:
+        """Return what stands after a position; see `Adapter.read`."""
+        [page] = await self.read_many([ReadRequest(stream, after, limit)], snapshot)
+        if isinstance(page, Exception):
+            raise page
+        return page
+
+    async def read_many(
+        self, requests: Sequence[ReadRequest], snapshot: object = None
+    ) -> list[ShardPage | Exception]:
+        """Read several streams in one round trip; see `Adapter.read_many`."""
+        session = self._open_session()
+        await session.network.heal()
+        results: list[ShardPage | Exception | None] = [None] * len(requests)
+        scans: dict[int, Scan] = {}
+        for index, request in enumerate(requests):
+            try:
+                scans[index] = self._scan(request)
+            except CursorError as error:
+                results[index] = error
+        pending = {index: scan for index, scan in scans.items() if not scan.done}
+        while pending:
+            by_link: dict[int, tuple[Link, list[int]]] = {}
+            for index, scan in pending.items():
+                link = session.network.reader(scan.stream)
+                by_link.setdefault(id(link), (link, []))[1].append(index)
+            rounds = (self._round(link, indices, scans, results) for link, indices in by_link.values())
+            await asyncio.gather(*rounds)
+            pending = {i: scan for i, scan in pending.items() if results[i] is None and not scan.done}
+        pages: list[ShardPage | Exception] = []
+        for index, result in enumerate(results):
+            page = scans[index].page() if result is None else result
+            if isinstance(page, ShardPage):
+                session.counts["undecodable"] += page.undecodable
+                session.counts["gaps"] += page.gap is not None
+            pages.append(page)
+        if pages and all(isinstance(page, AdapterError) for page in pages):
+            raise next(page for page in pages if isinstance(page, AdapterError))
+        return pages
+
+    def _scan(self, request: ReadRequest) -> Scan:
+        from net_adapter_redis.reading import Density, Scan
+
+        session, shard = self._open_session(), request.stream.shard
+        density = self._densities.get(shard)
+        if density is None:
+            density = self._densities[shard] = Density(self._may_keep)
+        after = None if request.after is None else Position.parse(request.after)
+        return Scan(request, after, session.keys.stream(shard), session.keys.meta(shard), density)
+
+    async def _round(
+        self,
+        link: Link,
+        indices: list[int],
+        scans: dict[int, Scan],
+        results: list[ShardPage | Exception | None],
+    ) -> None:
+        """Make one round trip for the scans that this link serves."""
+        from net_adapter_redis.reading import Intake
+
+        session = self._open_session()
+        parts = [scans[index].command() for index in indices]
+        intake = Intake([(scans[index], count) for index, (_, count) in zip(indices, parts, strict=True)])
+        data, total = b"".join(data for data, _ in parts), sum(count for _, count in parts)
+        failure: AdapterError | None = None
+        try:
+            await session.ask(link, data, total, "read", sink=intake)
+        except AdapterError as error:
+            failure = error
+        for at, index in enumerate(indices):
+            if at >= len(intake.outcomes):
+                results[index] = failure
+            elif (wrong := intake.outcomes[at]) is not None:
+                results[index] = self._read_failure(wrong, scans[index], link)
+
+    def _read_failure(self, error: Exception, scan: Scan, link: Link) -> AdapterError:
+        from redis.exceptions import MovedError
+
+        session = self._open_session()
+        if isinstance(error, MovedError):
+            session.network.moved(error)
+        failure = session.failure(error, f"read {scan.stream.decode()}", link)
+        failure.__cause__ = error
+        return failure
+
+    async def bounds(self, stream: Stream) -> tuple[str, str]:
+        """Return `(earliest, tail)`; see `Adapter.bounds`."""
+        state, _, _ = await self._look(stream, b"", 0)
+        return str(state.earliest), str(state.tail)
+
+    async def _look(self, stream: Stream, more: bytes, replies: int) -> tuple[StreamState, Any, list[Any]]:
+        """Return a stream's state, how far its timestamps were ahead of its ids, other replies."""
+        from net_adapter_redis.reading import look, state_from
+
+        session = self._open_session()
+        key, meta = session.keys.stream(stream.shard), session.keys.meta(stream.shard)
+        link, doing = session.network.reader(key), f"read {key.decode()}"
+        [info, known, *rest] = await session.ask(link, look(key, meta) + more, 2 + replies, doing)
+        try:
+            state = state_from(info, known)
+            for reply in rest:
+                if isinstance(reply, Exception):
+                    raise reply
+        except Exception as error:
+            raise session.failure(error, doing, link) from error
+        return state, known[2], rest
+
+    async def seek(self, stream: Stream, ts: int) -> str | None:
+        """Return a position before every event with a timestamp >= `ts`; see `Adapter.seek`.
+
+        Ids tell when the server stored an entry, by its clock. The server keeps how far a
+        timestamp ever was ahead of that; for streams that only others write, the bus's
+        `max_clock_drift_ms` is assumed.
+        """
+        session = self._open_session()
+        ms = math.floor(ts / 1_000_000)
+        key = session.keys.stream(stream.shard)
+        state, lead, _ = await self._look(stream, b"", 0)
+        ahead = int(lead or 0) if state.incarnation else math.ceil(session.drift_ms)
+        target = ms - ahead - 1
+        if state.first is None or target <= state.first[0]:
+            return str(state.earliest)
+        link, doing = session.network.reader(key), f"read {key.decode()}"
+        [found] = await session.ask(link, command("XREVRANGE", key, f"{target}-0", "-", "COUNT", 1), 1, doing)
+        if isinstance(found, Exception):
+            raise session.failure(found, doing, link) from found
+        if not found:
+            return str(state.earliest)
+        where = entry_id(found[0][0])
+        return str(state.tail if where == state.last else Position(where))
+
+    async def wait(self, positions: Mapping[Stream, str | None], timeout: float) -> None:
+        """Return when there may be news; costs nothing while idle. See `Adapter.wait`.
+
+        Blocks on the server, on a connection of its own; in a cluster without a hash tag in the
+        prefix, or when `pool_size` polls wait already, it looks every 20 ms instead.
+        """
+        self._open_session()
+        await self._waiter.wait(positions, timeout)
+
+    async def health(self) -> Health:
+        """Tell whether the server answers a write's connection; see `Adapter.health`."""
+        session = self._session
+        if session is None or self._closed:
+            return Health(ok=False, reason="not open")
+        link = session.network.writer(session.keys.registry)
+        try:
+            [reply] = await session.ask(link, command("PING"), 1, "ping")
+            if isinstance(reply, Exception):
+                raise session.failure(reply, "ping", link) from reply
+        except AdapterError as error:
+            return Health(ok=False, reason=str(error))
+        lost, resets = session.counts["lost_by_backend"], session.counts["resets"]
+        if lost or resets:
+            return Health(ok=True, reason=f"the server lost up to {lost} stored events, in {resets} resets")
+        return Health(ok=True)
+
+    def stats(self) -> dict[str, Any]:
+        """Return counters; any thread.
+
+        Keys: `batches` and `events` stored, `duplicates` (events that were stored already),
+        `lost_by_backend` (stored events that the server lost, an upper bound), `resets` (streams
+        that were deleted or replaced), `forgotten_marks`, `gaps`, `undecodable`, `script_loads`,
+        `connects`, `connection_errors`.
+        """
+        session = self._session
+        if session is None:
+            return {}
+        names = (
+            "batches", "events", "duplicates", "lost_by_backend", "resets", "forgotten_marks",
+            "gaps", "undecodable", "script_loads", "connection_errors",
+        )  # fmt: skip
+        return {name: session.counts[name] for name in names} | {"connects": session.network.connects}
+
+    async def close(self) -> None:
+        """Close all connections; calls under way raise `AdapterClosedError`."""
+        self._closed = True
+        if self._session is not None:
+            await self._session.network.close()
+
+    def _open_session(self) -> Session:
+        if self._closed or self._session is None:
+            raise AdapterClosedError("the redis adapter is " + ("closed" if self._closed else "not open"))
+        return self._session
+
+
+def _require_asyncio() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError as error:
+        raise AdapterRefusedError(
+            "the redis adapter runs on asyncio only; under trio, use netcore.blocking.EventBus in a thread"
+        ) from error

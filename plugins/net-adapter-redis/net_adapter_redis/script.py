@@ -1,0 +1,85 @@
+"""The one server-side step that stores a batch."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+__all__ = ["SCRIPT", "SHA"]
+
+# Every write before the first XADD is one that changes nothing, so that a missing right, a full
+# memory or a key of the wrong type is found while the batch is still wholly unstored. A failing
+# trim must not undo an append, hence pcall.
+SCRIPT: Final = b"""
+-- KEYS: stream, mark, meta [, registry]
+-- ARGV: 1 first sequence, 2 events, 3 mark's life in ms, 4 newest ts in ms, 5 a fresh incarnation,
+--       6 max_events or 0, 7 max age in ms or 0, 8 shard, 9 "event" or "packed", 10... entries
+if redis.replicate_commands then redis.replicate_commands() end -- before Redis 7
+local stream, mark, meta = KEYS[1], KEYS[2], KEYS[3]
+local first, n = tonumber(ARGV[1]), tonumber(ARGV[2])
+local packed = ARGV[9] == 'packed'
+local prev = redis.call('GET', mark)
+local known = redis.call('HMGET', meta, 'inc', 'lead', 'packed', 'shard', 'steps', 'events')
+local incarnation = known[1]
+local next = tonumber(prev or '0')
+if first + n <= next then
+  return {0, prev, '', incarnation or ''}
+end
+local skip = 0
+if next > first then skip = next - first end
+if packed and skip > 0 then
+  return {-1, prev, '', incarnation or ''}
+end
+redis.call('SET', mark, prev or '0', 'PX', ARGV[3])
+if not incarnation or redis.call('EXISTS', stream) == 0 then
+  incarnation, known = ARGV[5], {}
+  redis.call('DEL', meta)
+  redis.call('HSET', meta, 'inc', incarnation)
+end
+if KEYS[4] and not known[4] then
+  redis.call('XADD', KEYS[4], 'MAXLEN', '~', '100000', '*', 'shard', ARGV[8])
+  redis.call('HSET', meta, 'shard', ARGV[8])
+end
+local id, first_id
+if packed then
+  id = redis.call('XADD', stream, '*', 'b', ARGV[10])
+  first_id = id
+else
+  for i = 10 + 2 * skip, #ARGV, 2 do
+    id = redis.call('XADD', stream, '*', 'd', ARGV[i], 'dedup_id', ARGV[i + 1])
+    first_id = first_id or id
+  end
+end
+redis.call('SET', mark, string.format('%.0f', first + n), 'PX', ARGV[3])
+if packed and not known[3] then redis.call('HSET', meta, 'packed', '1') end
+local lead = tonumber(ARGV[4]) - tonumber(string.match(first_id, '^%d+')) + 1
+if lead > tonumber(known[2] or '0') then
+  redis.call('HSET', meta, 'lead', string.format('%.0f', lead))
+end
+local keep, age = tonumber(ARGV[6]), tonumber(ARGV[7])
+if keep > 0 and not packed then
+  redis.pcall('XTRIM', stream, 'MAXLEN', keep < 1000 and '=' or '~', ARGV[6])
+elseif keep > 0 then
+  -- An entry holds many events: remember every eighth of max_events which entry began there.
+  local events, step = tonumber(known[6] or '0'), math.max(1, math.floor(keep / 8))
+  local steps = known[5] or ''
+  if events == 0 or math.floor((events + n) / step) > math.floor(events / step) then
+    steps = steps .. string.format('%.0f', events) .. '=' .. first_id .. ' '
+  end
+  local cut, from = nil, 1
+  for count, at, rest in string.gmatch(steps, '(%d+)=(%S+) ()') do
+    if tonumber(count) > events + n - keep then break end
+    cut, from = at, rest - string.len(count .. '=' .. at .. ' ')
+  end
+  if cut then redis.pcall('XTRIM', stream, 'MINID', cut) end
+  redis.call('HSET', meta, 'events', string.format('%.0f', events + n), 'steps', string.sub(steps, from))
+end
+if age > 0 then
+  local now = redis.call('TIME')
+  local ms = now[1] * 1000 + math.floor(now[2] / 1000) - age
+  redis.pcall('XTRIM', stream, 'MINID', '~', string.format('%.0f', ms) .. '-0')
+end
+return {n - skip, prev, id, incarnation}
+"""
+
+SHA: Final = hashlib.sha1(SCRIPT, usedforsecurity=False).hexdigest().encode()
