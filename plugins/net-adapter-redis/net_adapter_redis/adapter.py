@@ -192,11 +192,11 @@ class RedisAdapter(Adapter[RedisConfig]):
                 results[index] = self._read_failure(wrong, scans[index], link)
 
     def _read_failure(self, error: Exception, scan: Scan, link: Link) -> AdapterError:
-        from redis.exceptions import MovedError
+        from net_adapter_redis.failures import moved_to
 
         session = self._open_session()
-        if isinstance(error, MovedError):
-            session.network.moved(error)
+        if (where := moved_to(error)) is not None:
+            session.network.moved(*where)
         failure = session.failure(error, f"read {scan.stream.decode()}", link)
         failure.__cause__ = error
         return failure

@@ -13,7 +13,7 @@ from redis import exceptions as redis_errors
 
 from netcore.errors import AdapterError, AdapterRefusedError, FatalAdapterError, TransientAdapterError
 
-__all__ = ["translate"]
+__all__ = ["moved_to", "translate"]
 
 # Classes and texts are looked at in this order: redis-py derives authentication and loading errors
 # from ConnectionError and MOVED from ASK, and leaves most texts plain ResponseErrors.
@@ -25,7 +25,9 @@ _REFUSED: Final[tuple[tuple[str, str], ...]] = (
     ("can't access at least one of the keys", "grant the user the keys that the README lists"),
     ("unauthenticated", "the server wants a password: put it into the url"),
     ("NOAUTH", "the server wants a password: put it into the url"),
+    ("Authentication required", "the server wants a password: put it into the url"),
     ("WRONGPASS", "mend user or password in the url, or on the server"),
+    ("invalid username-password", "mend user or password in the url, or on the server"),
     ("AUTH", "mend user or password in the url, or on the server"),
     ("invalid password", "mend user or password in the url, or on the server"),
     ("unknown command", "the server lacks the command: Redis 6.2 or newer is needed, and no renamed command"),
@@ -64,6 +66,15 @@ def translate(error: BaseException, doing: str, address: str) -> AdapterError:
         if isinstance(error, redis_errors.AuthenticationError | redis_errors.AuthorizationError):
             return AdapterRefusedError(f"{doing}: Redis at {address} refuses: {text}; mend user or password")
     return TransientAdapterError(f"{doing}: Redis at {address}: {text}")
+
+
+def moved_to(error: object) -> tuple[int, str, int] | None:
+    """Return slot, host and port of a MOVED reply (the host may be "": the one that was asked), else None."""
+    if not isinstance(error, redis_errors.ResponseError):
+        return None
+    match = re.fullmatch(r"(?:MOVED )?([0-9]{1,5}) (\S*):([0-9]{1,5})", str(error))
+    named = isinstance(error, redis_errors.MovedError) or str(error).startswith("MOVED ")
+    return (int(match[1]), match[2], int(match[3])) if match and named else None
 
 
 def _text(error: BaseException) -> str:

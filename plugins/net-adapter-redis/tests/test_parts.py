@@ -12,7 +12,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given, settings
 from net_adapter_redis import RedisAdapter, RedisConfig, RedisStreamDedup
-from net_adapter_redis.failures import translate
+from net_adapter_redis.failures import moved_to, translate
 from net_adapter_redis.keys import Keys
 from net_adapter_redis.layout import (
     decode_alike,
@@ -262,6 +262,20 @@ def test_errors_are_sorted_and_name_what_was_done(error: Exception, kind: type[A
     assert type(failure) is kind
     assert "append to net:shard:3" in str(failure)
     assert "db:6379" in str(failure)
+
+
+def test_moved_is_recognised_in_old_and_new_words() -> None:
+    """Older clients give the bare reply, newer ones a class of its own."""
+    for error in (redis_errors.ResponseError("MOVED 7 h:1"), _reply("MOVED 7 h:1")):
+        assert moved_to(error) == (7, "h", 1)
+    assert moved_to(redis_errors.ResponseError("MOVED 7 :1")) == (7, "", 1)
+    for other in (
+        _reply("ASK 7 h:1"),
+        redis_errors.ResponseError("7 h:1"),
+        RuntimeError("MOVED 7 h:1"),
+        b"x",
+    ):
+        assert moved_to(other) is None
 
 
 def test_script_writes_nothing_before_it_knows() -> None:
