@@ -445,3 +445,4 @@ async def test_wait_that_may_not_subscribe_still_returns(open_adapter: OpenAdapt
         await Writer(one).write(numbered(1, 1))
         async with asyncio.timeout(5):
             await waiting
+        assert payloads_of((await read(two, position)).events) == numbered(1, 1)
