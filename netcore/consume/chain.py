@@ -86,10 +86,10 @@ class Chains:
         return cursor, failed
 
     async def _enter(self, cursor: Cursor, fresh: list[Stream]) -> list[Any]:
-        if cursor.start != "tail":
-            return [None] * len(fresh)
+        # Not simply the beginning: what a new stream has lost to retention already is a gap.
+        since = cursor.start if isinstance(cursor.start, int) else cursor.since
         enter = self._adapter.enter
-        return await self._reader.guarded({stream: partial(enter, stream, cursor.since) for stream in fresh})
+        return await self._reader.guarded({stream: partial(enter, stream, since) for stream in fresh})
 
     async def _retire(self, cursor: Cursor, streams: Sequence[Stream]) -> Cursor:
         unlisted = cursor.entries.keys() - set(streams)

@@ -292,10 +292,12 @@ class Adapter(ABC, Generic[ConfigT]):
     async def enter(self, stream: Stream, since: int) -> str | None:
         """Return where a chain of polls enters a stream that it hears of only now.
 
-        The chain began at `since` (ns) with `start="tail"`. The default is None, the beginning: the
-        stream is new.
+        The chain wants every event since `since` (ns): where it began with `start="tail"`, else the
+        `start` that was asked for, 0 for "earliest". The default is None, the beginning: the stream
+        is new.
 
-        Override it where a stream may be old and merely not have been heard of, as on a mesh.
+        Override it where a stream may be old and merely not have been heard of, as on a mesh; or
+        where what a new one has lost to retention already can be told, as a gap.
         """
         return None
 

@@ -394,11 +394,12 @@ async def test_refused_waits_for_the_longest_backoff(monkeypatch: pytest.MonkeyP
         assert 0.04 <= slept[2] <= 0.08
 
 
-async def test_late_return_after_giving_up_changes_no_counter() -> None:
+@pytest.mark.parametrize("answer", ["stored", "closed"])
+async def test_late_return_after_giving_up_changes_no_counter(answer: str) -> None:
     """A call that comes back after shutdown gave its events up is void, and nothing else is started."""
     it = Lab(adapter_timeout_ms=30, **ONE)
     async with it.bus:
-        stuck = it.faulty.hang_uncancellable("append")
+        stuck = it.faulty.hang_uncancellable("append", store=answer == "closed")
         for n in range(25):
             it.bus.ingest_raw(b"%d" % n)
         await stuck.reached()
@@ -408,7 +409,7 @@ async def test_late_return_after_giving_up_changes_no_counter() -> None:
         stuck.release()
         await until(lambda: it.bus._engine.workers[0].done)
         check_identity(it.stats)
-        assert it.stats.lost == 25
+        assert (it.stats.lost, it.stats.retries, it.stats.dispatched) == (25, 0, 0)
         assert len(it.faulty.attempts) == 1
 
 

@@ -63,6 +63,7 @@ class RedisAdapter(Adapter[RedisConfig]):
         self._registry: Registry
         self._waiter: Waiter
         self._densities: dict[int, Density] = {}
+        self._may_keep = [float(64 << 20)]
         self._closed = False
 
     def identity(self) -> str:
@@ -161,7 +162,7 @@ class RedisAdapter(Adapter[RedisConfig]):
         session, shard = self._open_session(), request.stream.shard
         density = self._densities.get(shard)
         if density is None:
-            density = self._densities[shard] = Density()
+            density = self._densities[shard] = Density(self._may_keep)
         after = None if request.after is None else Position.parse(request.after)
         return Scan(request, after, session.keys.stream(shard), session.keys.meta(shard), density)
 
@@ -191,11 +192,11 @@ class RedisAdapter(Adapter[RedisConfig]):
                 results[index] = self._read_failure(wrong, scans[index], link)
 
     def _read_failure(self, error: Exception, scan: Scan, link: Link) -> AdapterError:
-        from redis.exceptions import MovedError
+        from net_adapter_redis.failures import moved_to
 
         session = self._open_session()
-        if isinstance(error, MovedError):
-            session.network.moved(error)
+        if (where := moved_to(error)) is not None:
+            session.network.moved(*where)
         failure = session.failure(error, f"read {scan.stream.decode()}", link)
         failure.__cause__ = error
         return failure

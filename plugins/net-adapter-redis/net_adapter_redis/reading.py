@@ -126,6 +126,9 @@ class Density:
     A packed entry holds more events than most pages: what was fetched is kept, so that it is
     fetched and decoded about once and not once a page.
 
+    Args:
+        budget: bytes that all streams together may still keep, in a list of one.
+
     Attributes:
         events: an entry's, on average; None before anything was read.
         bytes: an entry's, on average.
@@ -133,9 +136,11 @@ class Density:
         batch: the name and content of the packed entry that was decoded last.
     """
 
-    __slots__ = ("batch", "bytes", "events", "kept")
+    __slots__ = ("_budget", "_size", "batch", "bytes", "events", "kept")
 
-    def __init__(self) -> None:
+    def __init__(self, budget: list[float]) -> None:
+        self._budget = budget
+        self._size = 0.0
         self.events: float | None = None
         self.bytes = 256.0
         self.kept: list[Any] = []
@@ -143,7 +148,11 @@ class Density:
 
     def keep(self, entries: list[Any]) -> None:
         """Keep what the next page begins with, if that saves anything."""
-        worth = self.events is not None and self.events > 1 and self.bytes * len(entries) < _KEPT_BYTES
+        self._budget[0] += self._size
+        size = self.bytes * len(entries)
+        worth = self.events is not None and self.events > 1 and size < min(_KEPT_BYTES, self._budget[0])
+        self._size = size if worth else 0.0
+        self._budget[0] -= self._size
         self.kept = entries if worth else []
         if not worth:
             self.batch = None

@@ -60,7 +60,7 @@ async def test_read_skips_and_counts_what_is_no_event(server: RedisServer, opene
     adapter = await opened()
     writer = Writer(adapter)
     await writer.write(payloads(2))
-    broken = [
+    broken: list[tuple[str, str | bytes]] = [
         ("x", "y"),
         ("d", "not json"),
         ("d", '{"q":1}'),
