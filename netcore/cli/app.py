@@ -12,7 +12,7 @@ from typing import Final, NoReturn
 
 import click
 
-from netcore.cli.options import debug_option
+from netcore.cli.options import debug_option, note
 from netcore.errors import ConfigError, CursorError, FilterError, NetcoreError, PluginError
 
 __all__ = ["app", "main"]
@@ -95,7 +95,7 @@ def run(arguments: Sequence[str]) -> int:
         message, code = _explain(error)
         if "--debug" in arguments:
             traceback.print_exc()
-        click.echo(f"netcore: {' '.join(message.split())}", err=True)
+        note(" ".join(message.split()))
         return code
 
 
