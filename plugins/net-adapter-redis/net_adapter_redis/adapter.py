@@ -132,11 +132,15 @@ class RedisAdapter(Adapter[RedisConfig]):
         results: list[ShardPage | Exception | None] = [None] * len(requests)
         scans: dict[int, Scan] = {}
         for index, request in enumerate(requests):
-            try:
-                scans[index] = self._scan(request)
-            except CursorError as error:
-                results[index] = error
-        pending = {index: scan for index, scan in scans.items() if not scan.done}
+            density = self._densities.get(request.stream.shard)
+            if density is not None and request.after is not None:
+                results[index] = density.ahead(request.after, request.limit)
+            if results[index] is None:
+                try:
+                    scans[index] = self._scan(request)
+                except CursorError as error:
+                    results[index] = error
+        pending = {index: scan for index, scan in scans.items() if not scan.settled}
         while pending:
             by_link: dict[int, tuple[Link, list[int]]] = {}
             for index, scan in pending.items():
@@ -144,7 +148,7 @@ class RedisAdapter(Adapter[RedisConfig]):
                 by_link.setdefault(id(link), (link, []))[1].append(index)
             rounds = (self._round(link, indices, scans, results) for link, indices in by_link.values())
             await asyncio.gather(*rounds)
-            pending = {i: scan for i, scan in pending.items() if results[i] is None and not scan.done}
+            pending = {i: scan for i, scan in pending.items() if results[i] is None and not scan.settled}
         pages: list[ShardPage | Exception] = []
         for index, result in enumerate(results):
             page = scans[index].page() if result is None else result
