@@ -261,23 +261,34 @@ def latency() -> None:
     print(f"ingest to long poll: median {delays[100] * 1e3:.2f} ms, p99 {delays[198] * 1e3:.2f} ms")
 
 
+def written(name: str, project: Callable[[], float], rival: Callable[[], float], least: float | None) -> Row:
+    """Return a row on an empty server."""
+    return Row(name, project, rival, EVENTS, least, context=server)
+
+
+def polled(name: str, project: Callable[[], float], least: float | None) -> Row:
+    """Return a row that reads, next to net-mesh reading the event layout."""
+    context = filled("event", "packed")
+    return Row(f"read/{name} vs net-mesh", project, poll_net_mesh("event"), EVENTS, least, context=context)
+
+
 def rows() -> list[Row]:
     """Return the rows; those with a required ratio carry the budget."""
-    versus = "vs net-mesh"
+    mesh = write_net_mesh
     return [
-        Row(f"write/event 1024 {versus}", write("event", 1024), write_net_mesh, EVENTS, 0.7, server),
-        Row(f"write/event 256 {versus}", write("event", 256), write_net_mesh, EVENTS, None, server),
-        Row(f"write/packed 1024 {versus}", write("packed", 1024), write_net_mesh, EVENTS, 2.0, server),
-        Row("write/event 256 vs redis-py", write("event", 256), write_redis_py(256), EVENTS, 8.0, server),
-        Row(f"append/event 1024 {versus}", append("event", 1024), write_net_mesh, EVENTS, None, server),
-        Row(f"append/event 256 {versus}", append("event", 256), write_net_mesh, EVENTS, None, server),
-        Row(f"append/packed 1024 {versus}", append("packed", 1024), write_net_mesh, EVENTS, None, server),
-        Row(f"read/event {versus}", poll("event", "causal"), poll_net_mesh("event"), EVENTS, 1.6, filled("event")),
-        Row(f"read/event by shard {versus}", poll("event", "shard"), poll_net_mesh("event"), EVENTS, None, filled("event")),
-        Row(f"read/event adapter {versus}", read("event"), poll_net_mesh("event"), EVENTS, None, filled("event")),
-        Row(f"read/packed {versus}", poll("packed", "causal"), poll_net_mesh("event"), EVENTS, 5.0, filled("event", "packed")),
-        Row(f"read/packed adapter {versus}", read("packed"), poll_net_mesh("event"), EVENTS, None, filled("event", "packed")),
-    ]  # fmt: skip
+        written("write/event 1024 vs net-mesh", write("event", 1024), mesh, 0.7),
+        written("write/event 256 vs net-mesh", write("event", 256), mesh, None),
+        written("write/packed 1024 vs net-mesh", write("packed", 1024), mesh, 2.0),
+        written("write/event 256 vs redis-py", write("event", 256), write_redis_py(256), 8.0),
+        written("append/event 1024 vs net-mesh", append("event", 1024), mesh, None),
+        written("append/event 256 vs net-mesh", append("event", 256), mesh, None),
+        written("append/packed 1024 vs net-mesh", append("packed", 1024), mesh, None),
+        polled("event", poll("event", "causal"), 1.6),
+        polled("event by shard", poll("event", "shard"), None),
+        polled("event, adapter", read("event"), None),
+        polled("packed", poll("packed", "causal"), 5.0),
+        polled("packed, adapter", read("packed"), None),
+    ]
 
 
 if __name__ == "__main__":

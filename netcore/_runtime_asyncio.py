@@ -130,9 +130,9 @@ class AsyncioRuntime(Runtime):
         return True
 
     async def within(self, awaitable: Awaitable[T], timeout: float) -> T:
-        # The first step by hand: most calls of an in-process adapter end in it, and need no timer.
-        steps = awaitable.__await__()
         try:
+            # The first step by hand: most calls of an in-process adapter end in it, and need no timer.
+            steps = awaitable.__await__()
             try:
                 first = next(steps)
             except StopIteration as ended:

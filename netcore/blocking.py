@@ -7,6 +7,7 @@ thread; the other calls are handed to the loop and waited for.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -160,13 +161,17 @@ class EventBus:
         """See `netcore.EventBus.health`."""
         return self._call(self._bus.health)
 
-    def add_shards(self, count: int) -> list[int]:
+    def add_shards(self, count: int, *, timeout: float = 30.0, reason: str = "") -> list[int]:
         """See `netcore.EventBus.add_shards`."""
-        return self._call(self._bus.add_shards, count)
+        return self._call(functools.partial(self._bus.add_shards, count, timeout=timeout, reason=reason))
 
-    def remove_shards(self, shard_ids: Iterable[int]) -> list[int]:
+    def remove_shards(
+        self, shard_ids: Iterable[int], *, timeout: float = 30.0, reason: str = ""
+    ) -> list[int]:
         """See `netcore.EventBus.remove_shards`."""
-        return self._call(self._bus.remove_shards, shard_ids)
+        return self._call(
+            functools.partial(self._bus.remove_shards, shard_ids, timeout=timeout, reason=reason)
+        )
 
     def suggest_scaling(self) -> ScalingDecision:
         """See `netcore.EventBus.suggest_scaling`."""

@@ -22,7 +22,7 @@ class Batcher:
     """Cuts a shard's events into batches.
 
     A batch leaves at `max_events`, or `delay_s` after its first event was accepted, whichever
-    comes first; a flush, a shutdown or a removal cuts the delay. A batch is never empty, never
+    comes first; a flush, a shutdown, a removal or a full ring cuts the delay. A batch is never empty, never
     over `max_events`, and never over `max_bytes` of payload unless it is a single event.
 
     Args:
@@ -34,7 +34,7 @@ class Batcher:
         now: monotonic seconds.
     """
 
-    __slots__ = ("_delay_s", "_max_bytes", "_max_events", "_now", "_progress", "_shard", "_since")
+    __slots__ = ("_delay_s", "_enough", "_max_bytes", "_max_events", "_now", "_progress", "_shard", "_since")
 
     def __init__(
         self,
@@ -48,6 +48,7 @@ class Batcher:
     ) -> None:
         self._shard = shard
         self._max_events = max_events
+        self._enough = min(max_events, shard.ring.capacity)
         self._max_bytes = max_bytes
         self._delay_s = delay_s
         self._progress = progress
@@ -76,11 +77,11 @@ class Batcher:
                     ring.awake()
                     self._since = self._now()
                 continue
-            if waiting < self._max_events and not self._hurried():
+            if waiting < self._enough and not self._hurried():
                 begun = self._since = self._now() if self._since is None else self._since
                 left = begun + self._delay_s - self._now()
                 if left > 0:
-                    if ring.doze(self._max_events - 1):
+                    if ring.doze(self._enough - 1):
                         await shard.signal.wait(left)
                         ring.awake()
                     continue

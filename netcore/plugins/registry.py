@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -213,6 +212,8 @@ class Registry:
 
     def _advice(self, group: Group, name: str) -> str:
         """List what there is, what is close, and which plugins are broken."""
+        import difflib  # only an error needs it
+
         known = self.names(group)
         shown = [*known, *(f"{k} (pip install {d})" for k, d in group.official.items() if k not in known)]
         close = difflib.get_close_matches(name, {*known, *group.official}, n=2)

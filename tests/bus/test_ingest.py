@@ -194,6 +194,7 @@ async def test_fast_path_takes_no_lock_and_makes_few_calls() -> None:
     """With room and the worker awake, `ingest_raw` runs no Python function but itself, and no lock."""
     async with lab(shards=1) as it:
         ring = it.bus._engine.shards[0].ring
+        await until(lambda: ring.asleep)
         it.bus.ingest_raw(b"wake")
         assert not ring.gate.attention
         calls: list[str] = []

@@ -138,6 +138,20 @@ async def test_delay_is_cut_by_flush_shutdown_and_removal(why: str) -> None:
     assert desk.signal.waits == []
 
 
+async def test_ring_smaller_than_a_batch_leaves_when_it_is_full() -> None:
+    """It will never hold `max_events`: its worker neither waits out the delay nor spins."""
+    desk = Desk(delay_s=3600, max_events=5000)
+    desk.push(999)
+
+    def fill_up(timeout: float | None) -> None:
+        assert timeout == 3600
+        desk.push(1)
+
+    desk.signal.on_wait = fill_up
+    assert len(await desk.next()) == 1000
+    assert desk.signal.waits == [3600]
+
+
 async def test_sealed_and_empty_ends() -> None:
     """The last batch is followed by an empty one, which is no batch: the worker's end."""
     desk = Desk()

@@ -14,6 +14,7 @@ import netcore
 from netcore.builtin.memory import MemoryConfig
 from netcore.cli.app import BUILT_IN, app
 from netcore.plugins import spec
+from netcore.plugins.manager import default_manager
 from netcore.plugins.vetting import HOOKS
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +77,21 @@ def test_commands_and_options_are_all_listed() -> None:
         for parameter in command.params:
             if isinstance(parameter, click.Option):
                 assert f"`{parameter.opts[0]}" in shown, f"{name} {parameter.opts[0]}"
+
+
+@pytest.mark.parametrize("kind", ["memory", "redis", "jetstream", "mesh"])
+def test_guarantees_say_of_each_adapter_what_its_class_says(kind: str) -> None:
+    """The table of capabilities in `docs/explanation/guarantees.md` is the classes' own."""
+    text = (ROOT / "docs" / "explanation" / "guarantees.md").read_text(encoding="utf-8")
+    head = re.search(r"^\| capability \|(.*)\|$", text, re.MULTILINE)
+    assert head
+    column = [cell.strip(" `") for cell in head[1].split("|")].index(kind)
+    capabilities = default_manager().registry.adapter(kind).capabilities
+    for name in ("durable", "shared", "watermark"):
+        row = re.search(rf"^\| `{name}`[^|]*\|(.*)\|$", text, re.MULTILINE)
+        assert row
+        cell = row[1].split("|")[column].strip()
+        assert cell.startswith("yes" if getattr(capabilities, name) else "no"), f"{name} of {kind}: {cell}"
 
 
 def test_pages_link_to_what_exists() -> None:

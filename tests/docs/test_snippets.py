@@ -1,7 +1,8 @@
 """Runs every snippet of the READMEs and of docs/: a page is a program, its snippets run in order.
 
 A `text` block right after a snippet is what it prints. A `sh` block of `netcore` commands is run line
-by line. Where a snippet names a server's usual address, one is started and its address put in.
+by line. Snippets may await at the top level, as in `python -m asyncio`. Where one names a server's usual
+address, a server is started and its address put in.
 """
 
 from __future__ import annotations
@@ -94,12 +95,14 @@ def environment() -> dict[str, str]:
 
 
 DRIVER = """
-import contextlib as _contextlib, io as _io, json as _json, sys as _sys
+import ast as _ast, asyncio as _asyncio, contextlib as _contextlib, io as _io, json as _json, sys as _sys
 _page, _blocks = _json.load(_sys.stdin)
 _printed = []
 for _line, _source in _blocks:
     with _contextlib.redirect_stdout(_io.StringIO()) as _out:
-        exec(compile("\\n" * _line + _source, _page, "exec"), globals())
+        _code = compile("\\n" * _line + _source, _page, "exec", _ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        if _coroutine := eval(_code, globals()):
+            _asyncio.run(_coroutine)
     _printed.append(_out.getvalue())
 _json.dump(_printed, _sys.stdout)
 """
@@ -158,7 +161,7 @@ def test_readme_adapter_passes_the_contract(tmp_path: Path) -> None:
     """The adapter that the README shows is a whole one: the contract suite agrees."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (source,) = [match[2] for match in BLOCK.finditer(text) if "class ListAdapter" in match[2]]
-    (tmp_path / "list_adapter.py").write_text(source.replace("asyncio.run(main())", ""))
+    (tmp_path / "list_adapter.py").write_text(source.partition("\nwith EventBus")[0])
     (tmp_path / "test_list.py").write_text(
         "import pytest\n"
         "from list_adapter import ListAdapter, ListConfig\n"

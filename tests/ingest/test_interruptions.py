@@ -283,3 +283,31 @@ def test_ring_abandoned_gives_up_what_is_there_and_passes_marks() -> None:
     bench.close()
     assert (ring.abandon(), ring.abandon()) == (5, 0)
     assert (ring.drained, ring.accepted, mark.settle_at) == (5, 5, 5)
+
+
+@pytest.mark.parametrize("policy", ["drop_newest", "drop_oldest"])
+def test_push_overtaken_until_the_ring_is_full_asks_the_policy(policy: str) -> None:
+    """A producer that looked at an empty ring and appended to a full one takes its event back out."""
+    bench = Bench(1, 66, POLICIES[policy]())  # type: ignore[operator]
+    (ring,) = bench.all_rings
+    interrupted_once(lambda: [bench.producer.ingest_raw(b"%d" % n) for n in range(66)])
+    if policy == "drop_newest":
+        with pytest.raises(BackpressureError, match="is full"):
+            bench.producer.ingest_raw(b"overtaken")
+        assert [event.raw for event in ring.entries] == [b"%d" % n for n in range(66)]
+    else:
+        assert bench.producer.ingest_raw(b"overtaken") is not None
+        assert [event.raw for event in ring.entries][-1] == b"overtaken"
+        assert [event.raw for event in ring.gone] == [b"0"]
+    assert len(ring.entries) == 66
+
+
+def test_push_overtaken_in_a_chunk_until_the_ring_is_full_keeps_the_capacity() -> None:
+    """The same for many at once: those that do not fit are listed, and the others keep their order."""
+    bench = Bench(1, 80)
+    (ring,) = bench.all_rings
+    interrupted_once(lambda: [bench.producer.ingest_raw(b"%d" % n) for n in range(75)])
+    summary = bench.producer.ingest_raw_many([b"many%d" % n for n in range(10)])
+    assert (summary.accepted, summary.rejected) == (5, [5, 6, 7, 8, 9])
+    assert len(ring.entries) == 80
+    assert [e.raw for e in ring.entries][75:] == [b"many%d" % n for n in range(5)]

@@ -247,3 +247,24 @@ class RingMachine(RuleBasedStateMachine):
 
 
 TestRing = RingMachine.TestCase
+
+
+def test_mark_passed_by_an_eviction_is_told_of_at_once() -> None:
+    """A flush may end by an eviction alone: nobody else would wake it."""
+    moves: list[int] = []
+    ring = Ring(0, 100, wake=int, moved=lambda: moves.append(1))
+    with ring.lock:
+        for n in range(3):
+            ring.push(new_indexed(0, 0, n, b"x"))
+    mark = ring.mark()
+    with ring.lock:
+        ring.push(new_indexed(0, 0, 3, b"later"))
+        ring.evict()
+        ring.evict()
+    assert (mark.settle_at, moves) == (None, [])
+    with ring.lock:
+        ring.evict()
+    assert (mark.settle_at, moves) == (0, [1])
+    with ring.lock:
+        ring.evict()
+    assert moves == [1]

@@ -79,6 +79,10 @@ def from_api(error: ApiError, what: str) -> AdapterError:
 def from_client(error: BaseException | None, address: str) -> AdapterError:
     """Return the error to raise when connecting to `address` (shown masked) failed."""
     text = str(error or "connection lost").lower()
+    if isinstance(error, ImportError):
+        return AdapterRefusedError(
+            f"{error}: logging in by key needs pip install 'net-adapter-jetstream[nkeys]'"
+        )
     if "authorization" in text or "authentication" in text or "nkey" in text or "credentials" in text:
         return AdapterRefusedError(
             f"{address} refuses the login ({error}): check user, password, token, "

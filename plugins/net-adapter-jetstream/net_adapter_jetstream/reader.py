@@ -34,6 +34,9 @@ __all__ = ["Reader", "Record"]
 
 _MOST_MESSAGES: Final = 4096
 _MOST_BYTES: Final = 8 << 20
+_ALL_BYTES: Final = 24 << 20
+"""For all pages asked for at once: a server cuts off who has 64 MiB outstanding."""
+_LEAST_BYTES: Final = 64 << 10
 _SINGLES: Final = 512
 _MESSAGE_NOT_FOUND: Final = 10037
 _LAG_PAUSE_S: Final = 0.005
@@ -71,6 +74,13 @@ class _MessageAnswer(msgspec.Struct):
     message: _Message | None = None
 
 
+class _Want(NamedTuple):
+    """How much to ask for: messages, and bytes (the server sends one message at least)."""
+
+    messages: int
+    size: int
+
+
 class _Shape(msgspec.Struct):
     """What is known of a stream's messages: mean bytes, and events in a packed one."""
 
@@ -81,10 +91,11 @@ class _Shape(msgspec.Struct):
 class _Job:
     """One request of a `read_many`: its position, or why that is none, and what was asked for it."""
 
-    __slots__ = ("after", "error", "info", "page", "request")
+    __slots__ = ("after", "error", "info", "page", "request", "share")
 
-    def __init__(self, request: ReadRequest) -> None:
+    def __init__(self, request: ReadRequest, share: int) -> None:
         self.request = request
+        self.share = share
         self.after: Position | None = None
         self.error: Exception | None = None
         self.info: Reply | None = None
@@ -111,7 +122,8 @@ class Reader:
 
     async def read_many(self, requests: Sequence[ReadRequest]) -> list[ShardPage | Exception]:
         """Read several streams, their requests overlapping; see `netcore.Adapter.read_many`."""
-        jobs = [_Job(request) for request in requests]
+        share = max(_LEAST_BYTES, min(_MOST_BYTES, _ALL_BYTES // max(1, len(requests))))
+        jobs = [_Job(request, share) for request in requests]
         asked: list[tuple[Waiter, str, bytes]] = []
         for job in jobs:
             if job.error is not None:
@@ -120,8 +132,7 @@ class Reader:
             job.info, *rest = self._streams.info_request(shard)
             asked.append((job.info, *rest))  # type: ignore[arg-type]
             if shard in self._shapes and self._streams.bare_pages:
-                count = self._count(shard, job.request.limit)
-                job.page, *rest = self._page_request(shard, _start(job.after), count)
+                job.page, *rest = self._page_request(shard, _start(job.after), self._want(job))
                 asked.append((job.page, *rest))  # type: ignore[arg-type]
         await self._link.exchange(asked)
         results = await asyncio.gather(*map(self._finish, jobs), return_exceptions=True)
@@ -154,7 +165,7 @@ class Reader:
                 return ShardPage(events=[], position=str(after), has_more=False)
             start, missed = info.last + 1, None
         first = max(start, info.first)
-        run = await self._run(shard, first, self._count(shard, request.limit), info, page)
+        run = await self._run(shard, first, self._want(job), info, page)
         if run.gap_to > start and after is not None and missed is not None:
             packed = index is not None or self._streams.packed(info) or self._shapes[shard].events > 1
             missed = None if packed else run.gap_to - start
@@ -209,25 +220,25 @@ class Reader:
 
     # -- fetching
 
-    async def _run(self, shard: int, first: int, count: int, info: Info, page: Page | None) -> _Run:
-        """Return what stands from `first` on, at most `count` messages."""
+    async def _run(self, shard: int, first: int, want: _Want, info: Info, page: Page | None) -> _Run:
+        """Return what stands from `first` on, at most as much as wanted."""
         if first > info.last:
             return _Run((), (), info.last, first)
         if not self._streams.bare_pages:
-            return await self._run_with_headers(shard, first, count, info)
+            return await self._run_with_headers(shard, first, want, info)
         if page is None or page.error is not None:
-            page, *request = self._page_request(shard, first, count)
+            page, *request = self._page_request(shard, first, want)
             await self._link.exchange([(page, *request)])  # type: ignore[list-item]
         if page.error is not None:
             raise page.error
         got = len(page.bodies)
         if got and not page.heads and page.last - first + 1 == got:
             return _Run(range(first, page.last + 1), page.bodies, page.last, first)
-        return await self._run_with_headers(shard, first, count, info)
+        return await self._run_with_headers(shard, first, want, info)
 
-    async def _run_with_headers(self, shard: int, first: int, count: int, info: Info) -> _Run:
+    async def _run_with_headers(self, shard: int, first: int, want: _Want, info: Info) -> _Run:
         """Do the same where messages are missing: tell holes from what was trimmed meanwhile."""
-        records = await self._fresh_records(shard, first, count, info)
+        records = await self._fresh_records(shard, first, want, info)
         now = await self._streams.info(shard)
         trimmed_to = now.first if now is not None and now.born == info.born else info.first
         kept: list[Record] = []
@@ -242,24 +253,26 @@ class Reader:
         until = kept[-1].seq if kept else info.last
         return _Run([r.seq for r in kept], [r.body for r in kept], until, gap_to)
 
-    async def _fresh_records(self, shard: int, first: int, count: int, info: Info) -> list[Record]:
+    async def _fresh_records(self, shard: int, first: int, want: _Want, info: Info) -> list[Record]:
         """Read records; if a replica that lags behind has none, wait for it."""
         deadline = asyncio.get_running_loop().time() + self._link.timeout
         while True:
-            records = await self.records(shard, first, count, last=info.last)
+            records = await self.records(shard, first, *want, last=info.last)
             if records or info.replicas == 1 or await self.last_record(shard, first, following=True) is None:
                 return records
             if asyncio.get_running_loop().time() > deadline:
                 raise TransientAdapterError(f"{self._streams.name(shard)}: a replica lags behind its leader")
             await asyncio.sleep(_LAG_PAUSE_S)
 
-    async def records(self, shard: int, first: int, count: int, *, last: int) -> list[Record]:
+    async def records(
+        self, shard: int, first: int, count: int, size: int = _MOST_BYTES, *, last: int
+    ) -> list[Record]:
         """Return at most `count` messages from `first` on, up to about `last`, with their headers."""
         if not self._streams.pages:
             return await self._single_records(shard, range(first, min(first + count, last + 1)))
         subject = f"{self._gets}.{self._streams.name(shard)}"
         page = Page(subject)
-        body = {"seq": first, "batch": count, "max_bytes": _MOST_BYTES}
+        body = {"seq": first, "batch": count, "max_bytes": size}
         await self._link.exchange([(page, subject, msgspec.json.encode(body))])
         if page.error is not None:
             raise page.error
@@ -313,19 +326,18 @@ class Reader:
             raise page.error
         return _record(page.heads[0], page.bodies[0]).seq if page.heads else None
 
-    def _page_request(self, shard: int, first: int, count: int) -> tuple[Page, str, bytes]:
+    def _page_request(self, shard: int, first: int, want: _Want) -> tuple[Page, str, bytes]:
         subject = f"{self._gets}.{self._streams.name(shard)}"
-        body = b'{"seq":%d,"batch":%d,"max_bytes":%d,"no_hdr":true}' % (first, count, _MOST_BYTES)
+        body = b'{"seq":%d,"batch":%d,"max_bytes":%d,"no_hdr":true}' % (first, *want)
         return Page(subject), subject, body
 
     # -- how much to ask for
 
-    def _count(self, shard: int, limit: int) -> int:
-        shape = self._shapes.get(shard)
-        if shape is None:
-            return 1
-        most = min(_MOST_MESSAGES, max(1, int(_MOST_BYTES / 2 / shape.bytes)))
-        return max(1, min(most, int(limit / shape.events) + (2 if shape.events > 1 else 0)))
+    def _want(self, job: _Job) -> _Want:
+        shape = self._shapes.get(job.request.stream.shard) or _Shape(_MOST_BYTES)
+        most = min(_MOST_MESSAGES, max(1, int(job.share / shape.bytes)))
+        needed = int(job.request.limit / shape.events) + (2 if shape.events > 1 else 0)
+        return _Want(max(1, min(most, needed)), job.share)
 
     def _learn_shape(self, shard: int, info: Info) -> None:
         size = max(1.0, info.bytes / max(1, info.messages))

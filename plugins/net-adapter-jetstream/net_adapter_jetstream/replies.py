@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from typing import Final
 
 from netcore import AdapterError, TransientAdapterError
@@ -30,7 +31,7 @@ def status_of(head: bytes) -> int:
     return int(text) if head[_STATUS_AT - 1 : _STATUS_AT] == b" " and text.isdigit() else 0
 
 
-class Waiter:
+class Waiter(ABC):
     """Someone who waits for replies.
 
     Attributes:
@@ -44,13 +45,13 @@ class Waiter:
         self.done = asyncio.Event()
         self.error: AdapterError | None = None
 
+    @abstractmethod
     def plain(self, body: bytes) -> None:
         """Take a message without headers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def headed(self, head: bytes, body: bytes) -> None:
         """Take a message with its raw header block."""
-        raise NotImplementedError
 
     def fail(self, error: AdapterError) -> None:
         """End the wait without an answer; the first outcome stays."""
@@ -113,7 +114,12 @@ class Page(Waiter):
         self.bodies: list[bytes] = []
         self.heads: list[bytes] = []
         self.last = 0
-        self.plain = self.bodies.append  # type: ignore[method-assign, assignment]  # called once a message
+        # Called once a message, so without a frame of its own.
+        self.plain = self.bodies.append  # type: ignore[method-assign, assignment]
+
+    def plain(self, body: bytes) -> None:
+        """Take a message."""
+        self.bodies.append(body)
 
     def headed(self, head: bytes, body: bytes) -> None:
         """Take a message, or the end."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import nats as nats_client
 import pytest
 from net_adapter_jetstream import JetStreamAdapter, JetStreamConfig
 
@@ -16,6 +19,7 @@ from netcore.testing.contract import adapter_context
 from netcore.testing.servers import NatsServer
 
 _stores = itertools.count()
+_RUN = f"t{secrets.token_hex(4)}"
 
 
 @pytest.fixture
@@ -24,9 +28,33 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+class GivenServer:
+    """The server that `NETCORE_TEST_NATS_URL` names: used as it is, never stopped."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self.url = url
+        self.host = parts.hostname or "127.0.0.1"
+        self.port = parts.port or 4222
+
+    async def clear(self) -> None:
+        """Delete the streams that this run has made."""
+        client = await nats_client.connect(self.url)
+        manager = client.jsm()
+        for info in await manager.streams_info():
+            if (name := str(info.config.name)).startswith(_RUN):
+                await manager.delete_stream(name)
+        await client.close()
+
+
 @pytest.fixture(scope="session")
-def nats() -> Iterator[NatsServer]:
+def nats() -> Iterator[NatsServer | GivenServer]:
     """One server for all tests that do not break it for good; each uses a prefix of its own."""
+    if url := os.environ.get("NETCORE_TEST_NATS_URL"):
+        given = GivenServer(url)
+        yield given
+        asyncio.run(given.clear())
+        return
     with NatsServer() as server:
         yield server
 
@@ -63,7 +91,7 @@ def until() -> Callable[[Callable[[], bool]], Awaitable[None]]:
 @pytest.fixture
 def prefix() -> str:
     """A prefix that no other test uses."""
-    return f"x{next(_stores)}"
+    return f"{_RUN}x{next(_stores)}"
 
 
 @pytest.fixture

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -76,6 +79,65 @@ async def test_login_by_nkey(open_adapter: OpenAdapter, tmp_path: Path) -> None:
         assert "nkey_seed_file" in await refused(server.url, nkey_seed_file=str(other))
         missing = str(tmp_path / "none.nk")
         assert missing in await refused(server.url, nkey_seed_file=missing)
+
+
+async def test_login_by_nkey_without_its_library_names_the_command(
+    nats: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message is the pip line."""
+    file = tmp_path / "seed.nk"
+    file.write_bytes(nkeys.encode_seed(bytes(range(32)), nkeys.PREFIX_BYTE_USER))
+    monkeypatch.setitem(sys.modules, "nkeys", None)
+    assert "pip install 'net-adapter-jetstream[nkeys]'" in await refused(nats.url, nkey_seed_file=str(file))
+
+
+def _key(first: int, kind: int) -> tuple[Any, str]:
+    """Return a key pair made from bytes that count up from `first`, and its public key."""
+    pair = nkeys.from_seed(bytearray(nkeys.encode_seed(bytes(range(first, first + 32)), kind)))
+    return pair, pair.public_key.decode()
+
+
+def _signed(issuer: Any, subject: str, name: str, nats: dict[str, Any]) -> str:
+    """Return a JSON web token as NATS wants it."""
+
+    def part(value: bytes) -> str:
+        return base64.urlsafe_b64encode(value).rstrip(b"=").decode()
+
+    claims = {"iss": issuer.public_key.decode(), "sub": subject, "name": name, "nats": nats, "iat": 1}
+    claims["jti"] = name
+    head = json.dumps({"typ": "JWT", "alg": "ed25519-nkey"}).encode()
+    text = f"{part(head)}.{part(json.dumps(claims).encode())}"
+    return f"{text}.{part(issuer.sign(text.encode()))}"
+
+
+async def test_login_by_credentials_file(open_adapter: OpenAdapter, tmp_path: Path) -> None:
+    """A `.creds` file of an operator's account; nothing else gets in."""
+    operator, operator_key = _key(0, nkeys.PREFIX_BYTE_OPERATOR)
+    account, account_key = _key(32, nkeys.PREFIX_BYTE_ACCOUNT)
+    system_key = _key(64, nkeys.PREFIX_BYTE_ACCOUNT)[1]
+    _, user_key = _key(96, nkeys.PREFIX_BYTE_USER)
+    limits = {"subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "conn": -1, "leaf": -1}
+    limits |= {"mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1, "wildcards": True}
+    operator_jwt = _signed(operator, operator_key, "o", {"type": "operator", "version": 2})
+    accounts = {
+        key: _signed(operator, key, "a", {"type": "account", "version": 2, "limits": given})
+        for key, given in ((account_key, limits), (system_key, {"subs": -1, "conn": -1, "payload": -1}))
+    }
+    preload = "\n".join(f"{key}: {token}" for key, token in accounts.items())
+    user = {"type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1}
+    seed = nkeys.encode_seed(bytes(range(96, 128)), nkeys.PREFIX_BYTE_USER).decode()
+    file = tmp_path / "me.creds"
+    file.write_text(
+        f"-----BEGIN NATS USER JWT-----\n{_signed(account, user_key, 'u', user)}\n------END NATS USER JWT------\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+    )
+    config = (
+        f"operator: {operator_jwt}\nsystem_account: {system_key}\n"
+        f"resolver: MEMORY\nresolver_preload: {{\n{preload}\n}}"
+    )
+    with NatsServer(config=config) as server:
+        assert await works(await open_adapter(server.url, credentials_file=str(file)))
+        assert "credentials_file" in await refused(server.url)
 
 
 @pytest.mark.parametrize("fast", [True, False])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -376,6 +377,34 @@ async def test_open_against_silence_fails_within_the_timeout() -> None:
     server.close()
 
 
+async def test_server_set_back_is_noticed_and_gone_on_with(
+    own_nats: NatsServer, open_adapter: OpenAdapter, until: Until
+) -> None:
+    """Acknowledged events are gone (a restored backup): counted, a gap to readers, and writing goes on."""
+    adapter = await open_adapter(own_nats.url)
+    writer = Writer(adapter)
+    await writer.write(numbered(0, 10))
+    own_nats.stop()
+    files, backup = own_nats.folder / "jetstream", own_nats.folder / "backup"
+    await asyncio.to_thread(shutil.copytree, files, backup)
+    await asyncio.to_thread(own_nats.start)
+    lost = writer.batch(numbered(10, 7))
+    await store(adapter, lost)
+    position = (await drain(adapter)).position
+    own_nats.stop()
+    await asyncio.to_thread(shutil.rmtree, files)
+    await asyncio.to_thread(shutil.copytree, backup, files)
+    await asyncio.to_thread(own_nats.start)
+    await until(lambda: bool(adapter.stats()["connected"]))
+    page = await adapter.read(Stream(0), position, 10)
+    assert page.gap is not None
+    assert (page.gap.missed, page.events, page.has_more) == (None, [], False)
+    await store(adapter, writer.batch(numbered(17, 3)))
+    assert adapter.stats()["rolled_back"] == 7
+    assert payloads_of(await drain(adapter, after=page.position)) == numbered(17, 3)
+    assert payloads_of(await drain(adapter)) == [*numbered(0, 10), *numbered(17, 3)]
+
+
 async def test_silent_server_does_not_hide_the_next(nats: NatsServer, open_adapter: OpenAdapter) -> None:
     """Of two addresses one accepts and says nothing: the other is reached within the time-out."""
     accepted: list[asyncio.StreamWriter] = []
@@ -406,7 +435,8 @@ async def test_idle_wait_sends_next_to_nothing(proxy: FaultyProxy, open_adapter:
     """Waiting at the tail of a busy-looking stream neither polls nor carries its traffic."""
     adapter = await open_adapter(through(proxy))
     writer = Writer(adapter)
-    await writer.write(numbered(0, 2000))
+    for _ in range(2):
+        await writer.write(numbered(len(writer.written), 1000))
     _, tail = await adapter.bounds(Stream(0))
     before = proxy.bytes_to_server + proxy.bytes_to_client
     await adapter.wait({Stream(0): tail}, 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import nats as nats_client
 import pytest
 from net_adapter_jetstream import JetStreamAdapter
+from net_adapter_jetstream import adapter as adapter_module
+from net_adapter_jetstream import writer as writer_module
 
 from netcore import AdapterRefusedError, Gap, ReadRequest, ShardPage, Stream
 from netcore.testing.contract import Writer, drain
@@ -272,6 +275,30 @@ async def test_deleted_stream_is_a_gap_and_made_anew(
     assert adapter.stats()["resets"] == 1
 
 
+async def test_seek_finds_its_way_by_the_servers_clock(
+    nats: NatsServer, open_adapter: OpenAdapter, admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It skips what was stored before, allows for stamps that run ahead, and gives up on foreign ends."""
+    monkeypatch.setattr(writer_module, "_LEAD_SLACK_MS", 5)
+    monkeypatch.setattr(adapter_module, "_SLACK_MS", 5)
+    adapter = await open_adapter(nats.url)
+    writer = Writer(adapter)
+    await writer.write(numbered(0, 10))
+    await asyncio.sleep(0.1)  # time itself is the subject
+    between = time.time_ns()
+    await asyncio.sleep(0.1)
+    await writer.write(numbered(10, 10), ts=range(time.time_ns(), time.time_ns() + 10))
+    position = await adapter.seek(Stream(0), between)
+    assert position is not None
+    assert payloads_of((await read(adapter, position)).events) == numbered(10, 10)
+    ahead = Writer(adapter)
+    await ahead.write(numbered(20, 1), ts=[time.time_ns() + 10**9])
+    position = await adapter.seek(Stream(0), time.time_ns() + 10**9 - 10**8)
+    assert b'{"n":20}' in payloads_of(await drain(adapter, after=position))
+    await admin.publish(b'{"r":1,"t":9000000000000000000,"s":0}')
+    assert await adapter.seek(Stream(0), time.time_ns() + 10**15) is None
+
+
 # -- settings
 
 
@@ -418,3 +445,4 @@ async def test_wait_that_may_not_subscribe_still_returns(open_adapter: OpenAdapt
         await Writer(one).write(numbered(1, 1))
         async with asyncio.timeout(5):
             await waiting
+        assert payloads_of((await read(two, position)).events) == numbered(1, 1)

@@ -212,9 +212,9 @@ class Exchange:
         if not message.on:
             link.feeds.pop(message.origin, None)
             return
-        head, shards = self._log.heads(message.origin)
+        head, _ = self._log.heads(message.origin)
         link.feeds[message.origin] = message.after
-        link.send(Heads(message.origin, head, shards))
+        link.send(Heads(message.origin, head, self._log.spans(message.origin)))
 
     def _on_heads(self, link: Link, message: Heads) -> None:
         self._log.advertise(message.origin, message.shards)

@@ -63,6 +63,7 @@ class RedisAdapter(Adapter[RedisConfig]):
         self._registry: Registry
         self._waiter: Waiter
         self._densities: dict[int, Density] = {}
+        self._may_keep = [float(64 << 20)]
         self._closed = False
 
     def identity(self) -> str:
@@ -131,11 +132,15 @@ class RedisAdapter(Adapter[RedisConfig]):
         results: list[ShardPage | Exception | None] = [None] * len(requests)
         scans: dict[int, Scan] = {}
         for index, request in enumerate(requests):
-            try:
-                scans[index] = self._scan(request)
-            except CursorError as error:
-                results[index] = error
-        pending = {index: scan for index, scan in scans.items() if not scan.done}
+            density = self._densities.get(request.stream.shard)
+            if density is not None and request.after is not None:
+                results[index] = density.ahead(request.after, request.limit)
+            if results[index] is None:
+                try:
+                    scans[index] = self._scan(request)
+                except CursorError as error:
+                    results[index] = error
+        pending = {index: scan for index, scan in scans.items() if not scan.settled}
         while pending:
             by_link: dict[int, tuple[Link, list[int]]] = {}
             for index, scan in pending.items():
@@ -143,7 +148,7 @@ class RedisAdapter(Adapter[RedisConfig]):
                 by_link.setdefault(id(link), (link, []))[1].append(index)
             rounds = (self._round(link, indices, scans, results) for link, indices in by_link.values())
             await asyncio.gather(*rounds)
-            pending = {i: scan for i, scan in pending.items() if results[i] is None and not scan.done}
+            pending = {i: scan for i, scan in pending.items() if results[i] is None and not scan.settled}
         pages: list[ShardPage | Exception] = []
         for index, result in enumerate(results):
             page = scans[index].page() if result is None else result
@@ -161,7 +166,7 @@ class RedisAdapter(Adapter[RedisConfig]):
         session, shard = self._open_session(), request.stream.shard
         density = self._densities.get(shard)
         if density is None:
-            density = self._densities[shard] = Density()
+            density = self._densities[shard] = Density(self._may_keep)
         after = None if request.after is None else Position.parse(request.after)
         return Scan(request, after, session.keys.stream(shard), session.keys.meta(shard), density)
 
@@ -191,11 +196,11 @@ class RedisAdapter(Adapter[RedisConfig]):
                 results[index] = self._read_failure(wrong, scans[index], link)
 
     def _read_failure(self, error: Exception, scan: Scan, link: Link) -> AdapterError:
-        from redis.exceptions import MovedError
+        from net_adapter_redis.failures import moved_to
 
         session = self._open_session()
-        if isinstance(error, MovedError):
-            session.network.moved(error)
+        if (where := moved_to(error)) is not None:
+            session.network.moved(*where)
         failure = session.failure(error, f"read {scan.stream.decode()}", link)
         failure.__cause__ = error
         return failure

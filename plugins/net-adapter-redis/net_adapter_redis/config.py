@@ -126,7 +126,8 @@ class RedisConfig(AdapterConfig, frozen=True, kw_only=True, tag="redis", repr_om
                 raise ConfigError(f"url option {name!r} is not supported; use the fields of RedisConfig")
         if parts.scheme != "rediss" and (given := self.tls_options()):
             raise ConfigError(f"{', '.join(given)} need a url that starts with rediss://")
-        if self.cluster and (parts.scheme == "unix" or self.database()):
+        database = self.database()
+        if self.cluster and (parts.scheme == "unix" or database):
             raise ConfigError(f"a cluster has one database, 0, and is reached by TCP: url {shown!r}")
 
     def database(self) -> int:

@@ -5,6 +5,7 @@ What is not known is transient: trying again is idempotent, giving up is not.
 
 from __future__ import annotations
 
+import re
 import ssl
 from typing import Final
 
@@ -12,18 +13,21 @@ from redis import exceptions as redis_errors
 
 from netcore.errors import AdapterError, AdapterRefusedError, FatalAdapterError, TransientAdapterError
 
-__all__ = ["translate"]
+__all__ = ["moved_to", "translate"]
 
 # Classes and texts are looked at in this order: redis-py derives authentication and loading errors
 # from ConnectionError and MOVED from ASK, and leaves most texts plain ResponseErrors.
 _REFUSED: Final[tuple[tuple[str, str], ...]] = (
     ("WRONGTYPE", "a key of that name holds something else: move it away, or choose another prefix"),
     ("NOPERM", "grant the user the commands and keys that the README lists"),
+    ("has no permissions", "grant the user the commands and keys that the README lists"),
     ("can't run this command", "grant the user the commands and keys that the README lists"),
     ("can't access at least one of the keys", "grant the user the keys that the README lists"),
     ("unauthenticated", "the server wants a password: put it into the url"),
     ("NOAUTH", "the server wants a password: put it into the url"),
+    ("Authentication required", "the server wants a password: put it into the url"),
     ("WRONGPASS", "mend user or password in the url, or on the server"),
+    ("invalid username-password", "mend user or password in the url, or on the server"),
     ("AUTH", "mend user or password in the url, or on the server"),
     ("invalid password", "mend user or password in the url, or on the server"),
     ("unknown command", "the server lacks the command: Redis 6.2 or newer is needed, and no renamed command"),
@@ -64,6 +68,15 @@ def translate(error: BaseException, doing: str, address: str) -> AdapterError:
     return TransientAdapterError(f"{doing}: Redis at {address}: {text}")
 
 
+def moved_to(error: object) -> tuple[int, str, int] | None:
+    """Return slot, host and port of a MOVED reply (the host may be "": the one that was asked), else None."""
+    if not isinstance(error, redis_errors.ResponseError):
+        return None
+    match = re.fullmatch(r"(?:MOVED )?([0-9]{1,5}) (\S*):([0-9]{1,5})", str(error))
+    named = isinstance(error, redis_errors.MovedError) or str(error).startswith("MOVED ")
+    return (int(match[1]), match[2], int(match[3])) if match and named else None
+
+
 def _text(error: BaseException) -> str:
     """Return code and text of a reply, or the texts of an exception and what it came from."""
     texts = [str(error) or type(error).__name__]
@@ -77,7 +90,7 @@ def _text(error: BaseException) -> str:
         if isinstance(cause, OSError) and str(cause) and str(cause) not in texts[0]:
             texts.append(str(cause))
         cause = cause.__cause__ or cause.__context__
-    return ": ".join(texts)
+    return re.sub(r"User \S+ has", "the user has", ": ".join(texts))  # Valkey tells the account's name
 
 
 _CODES: Final[tuple[tuple[str, type[BaseException]], ...]] = (  # redis-py before 8 drops the code

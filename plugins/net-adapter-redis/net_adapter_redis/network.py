@@ -131,12 +131,11 @@ class Network:
         assert failure is not None
         raise failure
 
-    def moved(self, error: redis_errors.MovedError) -> None:
+    def moved(self, slot: int, host: str, port: int) -> None:
         """Take in the answer of a member that no longer serves a slot."""
         if self._cluster and self._owners:
-            self._logger.info("slot %d moved to %s:%d", error.slot_id, error.host, error.port)
-            host = error.host or self._settings["host"]
-            self._owners[error.slot_id] = (host, error.port)
+            self._logger.info("slot %d moved to %s:%d", slot, host, port)
+            self._owners[slot] = (host or self._settings["host"], port)
 
     async def close(self) -> None:
         """Close all links."""

@@ -24,6 +24,8 @@ _FIRST_LOOK: Final = 8
 _CHUNK: Final = 256
 _PAGE_BYTES: Final = 16 << 20
 _KEPT_BYTES: Final = 4 << 20
+_AHEAD_EVENTS: Final = 1024
+_AHEAD_BYTES: Final = 256 << 10
 
 
 class StreamState(msgspec.Struct, frozen=True):
@@ -126,6 +128,9 @@ class Density:
     A packed entry holds more events than most pages: what was fetched is kept, so that it is
     fetched and decoded about once and not once a page.
 
+    Args:
+        budget: bytes that all streams together may still keep, in a list of one.
+
     Attributes:
         events: an entry's, on average; None before anything was read.
         bytes: an entry's, on average.
@@ -133,9 +138,26 @@ class Density:
         batch: the name and content of the packed entry that was decoded last.
     """
 
-    __slots__ = ("batch", "bytes", "events", "kept")
+    __slots__ = (
+        "_budget",
+        "_end",
+        "_expected",
+        "_run",
+        "_size",
+        "_window",
+        "batch",
+        "bytes",
+        "events",
+        "kept",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, budget: list[float]) -> None:
+        self._run: list[StoredEvent] = []
+        self._end = 0
+        self._expected: str | None = None
+        self._window = 0
+        self._budget = budget
+        self._size = 0.0
         self.events: float | None = None
         self.bytes = 256.0
         self.kept: list[Any] = []
@@ -143,7 +165,11 @@ class Density:
 
     def keep(self, entries: list[Any]) -> None:
         """Keep what the next page begins with, if that saves anything."""
-        worth = self.events is not None and self.events > 1 and self.bytes * len(entries) < _KEPT_BYTES
+        self._budget[0] += self._size
+        size = self.bytes * len(entries)
+        worth = self.events is not None and self.events > 1 and size < min(_KEPT_BYTES, self._budget[0])
+        self._size = size if worth else 0.0
+        self._budget[0] -= self._size
         self.kept = entries if worth else []
         if not worth:
             self.batch = None
@@ -155,6 +181,41 @@ class Density:
         batch = unpack(blob)
         self.batch = None if batch is None else (name, batch)
         return batch
+
+    def ahead(self, after: str, limit: int) -> ShardPage | None:
+        """Return a page of events that were read ahead, if there are more than enough of them."""
+        start = self._find(after)
+        if start is None or len(self._run) - start <= limit:
+            return None
+        self._end = start + limit
+        events = self._run[start : self._end]
+        self._expected = events[-1].id
+        return ShardPage(events=events, position=self._expected, has_more=True)
+
+    def window(self, after: str | None, limit: int) -> int:
+        """Return how many events to read: more than asked for, if reads follow each other."""
+        follows = after is not None and (after == self._expected or self._find(after) is not None)
+        most = min(_AHEAD_EVENTS, int(_AHEAD_BYTES * max(1.0, self.events or 1.0) / self.bytes))
+        self._window = min(max(self._window, limit) * 2, most) if follows else 0
+        return self._window if self._window >= 2 * limit else limit
+
+    def cut(self, page: ShardPage, limit: int) -> ShardPage:
+        """Return the page that was asked for, and keep what was read ahead."""
+        self._run, self._end = [], 0
+        if len(page.events) > limit:
+            self._run, self._end = page.events, limit
+            page.events = self._run[:limit]
+            page.position, page.has_more = page.events[-1].id, True
+        self._expected = page.position
+        return page
+
+    def _find(self, after: str) -> int | None:
+        """Return the index behind the event with this id: mergers cut pages short of their end."""
+        run = self._run
+        for index in range(self._end - 1, -1, -1):
+            if run[index].id == after:
+                return index + 1
+        return None
 
     def entries_for(self, limit: int) -> int:
         """Return how many entries to ask for, to get `limit` events."""
@@ -181,12 +242,26 @@ class Scan:
         density: of this stream.
 
     Attributes:
-        done: the page is complete.
+        done: nothing more is to be read; see `settled`.
     """
 
     __slots__ = (
-        "_after", "_asked", "_careful", "_density", "_events", "_gap", "_left", "_meta", "_more",
-        "_position", "_rounds", "_undecodable", "done", "request", "stream",
+        "_after",
+        "_asked",
+        "_careful",
+        "_density",
+        "_events",
+        "_from",
+        "_gap",
+        "_left",
+        "_meta",
+        "_more",
+        "_position",
+        "_rounds",
+        "_undecodable",
+        "done",
+        "request",
+        "stream",
     )  # fmt: skip
 
     def __init__(
@@ -194,21 +269,25 @@ class Scan:
     ) -> None:
         self.request = request
         self.stream = stream
-        self.done = False
         self._meta = meta
         self._density = density
-        self._after = after
+        self._start(after, density.window(request.after, request.limit))
+
+    def _start(self, after: Position | None, limit: int) -> None:
+        self.done = False
+        self._after = self._from = after
         self._careful = after is None
         self._position = after
-        self._left = request.limit
+        self._left = limit
         self._events: list[StoredEvent] = []
         self._gap: Gap | None = None
         self._more = False
         self._undecodable = 0
         self._rounds = 0
         self._asked = 0
-        if after is not None and density.kept and density.kept[0][0] == after.entry:
-            self._take(density.kept, after, own=True, beyond=True)
+        kept = self._density.kept
+        if after is not None and kept and kept[0][0] == after.entry:
+            self._take(kept, after, own=True, beyond=True)
             # Short of the limit, the rest is fetched, and that tells whether there is more.
             self.done, self._rounds = self._left == 0 and self._more, 0
 
@@ -241,17 +320,25 @@ class Scan:
             return
         self._take(entries, after, own=True, beyond=len(entries) == self._asked)
 
+    @property
+    def settled(self) -> bool:
+        """The page is complete; what is no event is counted in the page that passes it, not ahead."""
+        if self.done and self._undecodable and len(self._events) > self.request.limit:
+            self._start(self._from, self.request.limit)
+        return self.done
+
     def page(self) -> ShardPage:
-        """Return the page, once `done`."""
+        """Return the page, once `settled`."""
         after, position = self.request.after, self._position
         moved = bool(self._events or self._undecodable or self._gap is not None)
-        return ShardPage(
+        page = ShardPage(
             events=self._events,
             position=after if after is not None and not moved else str(position),
             has_more=self._more,
             gap=self._gap,
             undecodable=self._undecodable,
         )
+        return self._density.cut(page, self.request.limit)
 
     def _accept_careful(self, replies: list[Any]) -> None:
         for reply in replies:

@@ -15,6 +15,7 @@ SCRIPT: Final = b"""
 -- ARGV: 1 first sequence, 2 events, 3 mark's life in ms, 4 newest ts in ms, 5 a fresh incarnation,
 --       6 max_events or 0, 7 max age in ms or 0, 8 shard, 9 "event" or "packed", 10... entries
 if redis.replicate_commands then redis.replicate_commands() end -- before Redis 7
+local call, args = redis.call, ARGV -- locals: looked up for every event
 local stream, mark, meta = KEYS[1], KEYS[2], KEYS[3]
 local first, n = tonumber(ARGV[1]), tonumber(ARGV[2])
 local packed = ARGV[9] == 'packed'
@@ -45,9 +46,11 @@ if packed then
   id = redis.call('XADD', stream, '*', 'b', ARGV[10])
   first_id = id
 else
-  for i = 10 + 2 * skip, #ARGV, 2 do
-    id = redis.call('XADD', stream, '*', 'd', ARGV[i], 'dedup_id', ARGV[i + 1])
-    first_id = first_id or id
+  local from = 10 + 2 * skip
+  first_id = call('XADD', stream, '*', 'd', args[from], 'dedup_id', args[from + 1])
+  id = first_id
+  for i = from + 2, #args, 2 do
+    id = call('XADD', stream, '*', 'd', args[i], 'dedup_id', args[i + 1])
   end
 end
 redis.call('SET', mark, string.format('%.0f', first + n), 'PX', ARGV[3])

@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 from redis import exceptions as redis_errors
 
+from net_adapter_redis.failures import moved_to
 from net_adapter_redis.layout import encode_events, encode_packed
 from net_adapter_redis.links import Link
 from net_adapter_redis.registry import Registry
@@ -114,8 +115,8 @@ class Writer:
             if isinstance(reply, redis_errors.NoScriptError):
                 session.counts["script_loads"] += 1
                 [reply] = await session.ask(link, b"".join((head, _LOAD_AND_RUN, body)), 1, doing)
-            if isinstance(reply, redis_errors.MovedError) and not again:
-                session.network.moved(reply)
+            if (where := moved_to(reply)) is not None and not again:
+                session.network.moved(*where)
                 continue
             if isinstance(reply, Exception):
                 raise await self._explain(reply, batch, link, doing) from reply

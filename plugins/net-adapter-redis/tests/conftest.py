@@ -21,8 +21,8 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="module")
 def _shared_server() -> Iterator[RedisServer]:
-    # Whatever survives a kill of the process is enough where the disk is not what is tested.
-    with RedisServer(appendonly=True, options={"appendfsync": "everysec"}) as server:
+    # Written before each answer, so it survives a kill of the process; the disk is not what is tested.
+    with RedisServer(appendonly=True, options={"appendfsync": "no"}) as server:
         yield server
 
 

@@ -122,7 +122,7 @@ async def test_append_cancelled_midway_then_retried_is_stored_once(opened: Opene
 async def test_append_server_killed_midway_loses_and_repeats_nothing(layout: str, kills: int) -> None:
     """`kill -9` under fire with an append-only file synced always: all that was acknowledged is there."""
     with RedisServer(appendonly=True) as server:
-        adapter = RedisAdapter(RedisConfig(url=server.url, layout=layout))
+        adapter = RedisAdapter(RedisConfig(url=server.url, layout=layout))  # type: ignore[arg-type]
         await adapter.open(adapter_context())
         try:
             writers = [Writer(adapter, shard=shard) for shard in range(3)]
