@@ -169,7 +169,7 @@ class Log:
                     continue
                 if entry.count:
                     view = lane.stream(entry.shard)
-                    if entry.start < view.next or entry.lo < view.key:
+                    if entry.start < view.next or entry.lo < view.key or entry.hi < entry.lo:
                         continue  # no honest origin writes this: not ahead of its stream
                     if entry.start > view.next:
                         lane.floor = max(lane.floor, entry.lsn - 1)

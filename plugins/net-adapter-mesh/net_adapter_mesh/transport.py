@@ -239,13 +239,15 @@ class Transport:
     def _drain_router(self, router: zmq.Socket[Any]) -> None:
         for _ in range(_BURST):
             try:
-                identity, *parts = router.recv_multipart(zmq.NOBLOCK)
+                frames = router.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.ZMQError:
                 return
+            identity = frames[0].bytes
             link = self._inbound.get(identity)
             if link is None:
+                self.gate.entered(int(frames[-1].get(zmq.SRCFD)))
                 link = self._accept(router, identity)
-            self._received(link, parts)
+            self._received(link, [frame.bytes for frame in frames[1:]])
 
     def _accept(self, router: zmq.Socket[Any], identity: bytes) -> Link:
         def post(frame: bytes) -> bool:

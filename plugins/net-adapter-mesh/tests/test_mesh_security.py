@@ -38,6 +38,10 @@ def test_security_authorized_peers_replicate_encrypted(cluster, guarded):
     friend.ask("append", shard=0, payloads=["back"])
     assert len(guarded.ask("gather", count=2)["events"]) == 2
     assert guarded.ask("stats")["encrypted"] is True
+    friend.quit()
+    guarded.ask("until", expression="not stats['links']")
+    assert guarded.ask("stats")["refusals"] == 0
+    assert not [line for line in guarded.err if "refused" in line]
 
 
 @pytest.mark.parametrize("stranger", ["stranger's key", "wrong server key", "no key", "raw tcp"])
