@@ -46,6 +46,7 @@ __all__ = [
     "ReadRequest",
     "ShardPage",
     "Stream",
+    "position_error",
 ]
 
 ConfigT = TypeVar("ConfigT", bound=AdapterConfig)
