@@ -85,7 +85,7 @@ class Producer:
             data, route = normalise(data, key)
         gate, entries, append, shard = self._router.routes[route & MASK]
         if len(entries) < gate.limit:
-            ts = self._clock.tick()
+            ts = next(self._clock.counter)
             append(entry := new_indexed(0, shard, ts, data))
             if gate.attention:
                 return self._settle_push(gate, entry, route)
@@ -118,7 +118,7 @@ class Producer:
             route = route_hash(data) if key is None else key_hash(key)
             gate, entries, append, shard = self._router.routes[route & MASK]
             if len(entries) < gate.limit:
-                ts = self._clock.tick()
+                ts = next(self._clock.counter)
                 append(entry := new_indexed(0, shard, ts, data))
                 return self._settle_push(gate, entry, route) if gate.attention else (shard, ts)
             return self.ingest_raw(data, key)
@@ -341,9 +341,8 @@ class Producer:
             if gate.limit == 0 or gate.ring.soft - len(gate.ring.entries) < len(chunk):
                 return False
         homes = [shards[route & MASK] for route in map(route_hash, chunk)]
-        # One look-up of `tick` serves this chunk; see the margins of `Clock`.
-        stamps: Any = iter(self._clock.tick, None)
-        made = list(map(new_indexed, repeat(0), homes, stamps, chunk))
+        # One look-up of the counter serves this chunk; see the margins of `Clock`.
+        made = list(map(new_indexed, repeat(0), homes, self._clock.counter, chunk))
         appends = {shard: gate.ring.entries.append for shard, gate in gates.items()}
         for shard, entry in zip(homes, made, strict=True):
             appends[shard](entry)
