@@ -27,6 +27,7 @@ from netcore.contracts.adapter import (
     ReadRequest,
     ShardPage,
     Stream,
+    position_error,
 )
 from netcore.contracts.filters import EventFilter, Matcher
 from netcore.contracts.policies import (
@@ -125,6 +126,7 @@ __all__ = [
     "Verdict",
     "hookimpl",
     "mask_credentials",
+    "position_error",
 ]
 
 

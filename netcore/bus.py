@@ -26,7 +26,7 @@ from netcore.plugins.manager import PluginManager, manager_for
 from netcore.runtime import CallTimeoutError, Task, current_runtime
 from netcore.scaling.monitor import Monitor
 from netcore.scaling.resharding import Resharding
-from netcore.shutdown import report_of, shut_down
+from netcore.shutdown import Deadline, report_of, shut_down
 from netcore.stats import EventBusStats, ShutdownReport
 
 __all__ = ["EventBus"]
@@ -52,6 +52,7 @@ class EventBus(Producer):
 
     __slots__ = (
         "__weakref__",
+        "_deadline",
         "_engine",
         "_lifecycle",
         "_manager",
@@ -80,6 +81,7 @@ class EventBus(Producer):
         self._monitor = Monitor(self._engine, self._resharding, self._manager)
         self._poller: Poller | None = None
         self._stopping: Task | None = None
+        self._deadline = Deadline(0.0)
         self._report: ShutdownReport | None = None
 
     # -- opening and closing ---------------------------------------------------------------------
@@ -130,7 +132,7 @@ class EventBus(Producer):
 
         Ends by `timeout` plus one second whatever the adapter does. Idempotent; callable from any
         task of the loop, by several at once, and again after a cancellation: the work goes on in
-        the background and the next call joins it.
+        the background and the next call joins it (the shortest time-out given holds).
 
         Args:
             timeout: seconds for everything together.
@@ -155,7 +157,9 @@ class EventBus(Producer):
         if runtime is None or not runtime.here:
             return self._close_elsewhere()
         if self._stopping is None or self._stopping.done:
-            self._stopping = runtime.spawn(functools.partial(self._shut_down, timeout), "netcore shutdown")
+            self._deadline = Deadline(timeout)
+            self._stopping = runtime.spawn(self._shut_down, "netcore shutdown")
+        self._deadline.tighten(timeout)
         await self._stopping.join()
         report: ShutdownReport = self._stopping.result()
         return report
@@ -170,8 +174,8 @@ class EventBus(Producer):
         self._report = report_of(self.stats(), self._engine.adapter, seconds=0.0)
         return self._report
 
-    async def _shut_down(self, timeout: float) -> ShutdownReport:
-        report, errors = await shut_down(self._engine, self._stop_reading, timeout)
+    async def _shut_down(self) -> ShutdownReport:
+        report, errors = await shut_down(self._engine, self._stop_reading, self._deadline)
         self._report = report
         self._lifecycle.move(State.CLOSED)
         self._engine.observers.closed(report)

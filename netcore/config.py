@@ -34,8 +34,10 @@ def mask_credentials(url: str) -> str:
     >>> mask_credentials("redis://me:s3cret@db:6379/0?password=x")
     'redis://***@db:6379/0?password=***'
     """
-    shown = re.sub(r"(?<=://)[^/?#]*@", "***@", url)
-    return re.sub(r"(?i)([?&][^=&#]*(?:pass|secret|token|key|seed)[^=&#]*=)[^&#]*", r"\1***", shown)
+    shown = re.sub(r"(?i)([?&][^=&#]*(?:pass|secret|token|key|seed)[^=&#]*=)[^&#]*", r"\1***", url)
+    # Up to the last @, whatever lies before it: passwords hold slashes, and schemes are misspelt.
+    shown = re.sub(r"(?<=//)(?:(?!,[a-z+]+://)\S)*@", "***@", shown)
+    return re.sub(r"(?<![^\s'\"(,])[^\s'\"/@]+:(?!//)[^\s'\"@]*@", "***@", shown)
 
 
 def check_int(name: str, value: object, low: int, high: int) -> None:
@@ -176,8 +178,8 @@ class EventBusConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         import tomllib  # only files need it
 
         try:
-            text = file.read_text(encoding="utf-8")
-            document = msgspec.json.decode(text) if file.suffix == ".json" else tomllib.loads(text)
+            text = file.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
+            document = msgspec.json.decode(text) if file.suffix.lower() == ".json" else tomllib.loads(text)
         except OSError as error:
             raise ConfigError(f"cannot read {file}: {error.strerror or error}") from error
         except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.DecodeError) as error:
@@ -196,9 +198,15 @@ class EventBusConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             ConfigError: as `load`.
         """
         merged = dict(settings)
-        for name in sorted(env or {}):
-            if name.startswith(_ENV_PREFIX) and not name.startswith(_ENV_RESERVED):
-                _override(merged, name, (env or {})[name])
+        names = [
+            name
+            for name in sorted(env or {})
+            if name.startswith(_ENV_PREFIX) and not name.startswith(_ENV_RESERVED)
+        ]
+        for name in names:
+            _override(merged, name, (env or {})[name])
+        if names:  # what is wrong may be in either
+            source = f"{source} with {', '.join(names)}"
         try:
             return msgspec.convert(merged, cls, strict=False)
         except msgspec.ValidationError as error:

@@ -14,30 +14,56 @@ from typing import Any, Final
 from netcore.contracts.adapter import Adapter, unreplicated
 from netcore.engine import Engine
 from netcore.lifecycle import State
+from netcore.runtime import Task
 from netcore.stats import EventBusStats, ShutdownReport
 
-__all__ = ["report_of", "shut_down"]
+__all__ = ["Deadline", "report_of", "shut_down"]
 
 _log = logging.getLogger("netcore.bus")
+GLANCE_S: Final = 0.1
+"""How often a shutdown that waits looks whether its deadline was brought forward."""
 OVERTIME_S: Final = 0.9
 """What cancelling stuck workers and closing the adapter may take when the time-out has passed."""
 
 
+class Deadline:
+    """When a shutdown must come to its end. Those who join it later may bring that forward.
+
+    Args:
+        timeout: seconds from now.
+    """
+
+    __slots__ = ("at",)
+
+    def __init__(self, timeout: float) -> None:
+        self.at = time.monotonic() + timeout
+
+    def tighten(self, timeout: float) -> None:
+        """Let it be no later than `timeout` seconds from now."""
+        self.at = min(self.at, time.monotonic() + timeout)
+
+    async def join(self, task: Task, at_least: float = 0.0) -> bool:
+        """Wait for a task until the deadline, but `at_least` so many seconds; False if it goes on."""
+        began = time.monotonic()
+        while not task.done and (left := max(self.at, began + at_least) - time.monotonic()) > 0:
+            await task.join(min(left, GLANCE_S))
+        return task.done
+
+
 async def shut_down(
-    engine: Engine, stop_reading: Callable[[], Coroutine[Any, Any, None]], timeout: float
+    engine: Engine, stop_reading: Callable[[], Coroutine[Any, Any, None]], deadline: Deadline
 ) -> tuple[ShutdownReport, list[Exception]]:
     """Shut a bus down; callable again after it was cancelled midway.
 
     Args:
         engine: the bus's parts.
         stop_reading: ends polls, subscriptions and the monitor.
-        timeout: seconds for draining, flush and close together.
+        deadline: for draining, flush and close together.
 
     Returns:
         The final accounting, and what the adapter's flush and close raised.
     """
     started = time.monotonic()
-    deadline = started + timeout
     if engine.lifecycle.state is not State.CLOSING:
         engine.lifecycle.move(State.CLOSING)
     engine.router.close()
@@ -47,24 +73,21 @@ async def shut_down(
     await stop_reading()
     stuck = await _drain(engine, deadline)
     errors: list[Exception] = []
-    last_call = max(deadline, time.monotonic() + OVERTIME_S / 2) if stuck else deadline
     for name, call in (("flush", engine.adapter.flush), ("close", engine.adapter.close)):
-        # A fifth of a second even when time is up: most backends need no more to say goodbye.
-        left = max(last_call - time.monotonic(), 0.2)
-        if error := await _finish(engine, name, call, left):
+        if error := await _finish(engine, name, call, deadline):
             errors.append(error)
     engine.stop_clock()
     seconds = time.monotonic() - started
     return report_of(engine.stats(), engine.adapter, seconds=seconds, stuck=stuck), errors
 
 
-async def _drain(engine: Engine, deadline: float) -> tuple[int, ...]:
+async def _drain(engine: Engine, deadline: Deadline) -> tuple[int, ...]:
     """Let the workers finish; give up those that don't, and return their shards' ids."""
     for shard in list(engine.shards.values()):
         if engine.workers[shard.id].done and shard.outstanding:
             engine.start_worker(shard)  # it was cancelled from outside, with work left
     for worker in list(engine.workers.values()):
-        await worker.join(max(0.0, deadline - time.monotonic()))
+        await deadline.join(worker)
     late = [worker for worker in list(engine.workers.values()) if not worker.done]
     for worker in late:
         worker.cancel()
@@ -86,13 +109,16 @@ async def _drain(engine: Engine, deadline: float) -> tuple[int, ...]:
 
 
 async def _finish(
-    engine: Engine, name: str, call: Callable[[], Coroutine[Any, Any, None]], timeout: float
+    engine: Engine, name: str, call: Callable[[], Coroutine[Any, Any, None]], deadline: Deadline
 ) -> Exception | None:
     """Make a last call to the adapter; return what went wrong."""
+    began = time.monotonic()
     task = engine.runtime.spawn(call, f"netcore {name}")
-    if not await task.join(timeout):
+    # A moment even when time is up: most backends need no more to say goodbye.
+    if not await deadline.join(task, at_least=OVERTIME_S / 4):
         task.cancel()
-        error: Exception = TimeoutError(f"the adapter's {name} did not return within {timeout:.1f} s")
+        waited = time.monotonic() - began
+        error: Exception = TimeoutError(f"the adapter's {name} did not return within {waited:.1f} s")
     else:
         try:
             task.result()

@@ -12,7 +12,7 @@ from typing import Final, NoReturn
 
 import click
 
-from netcore.cli.options import debug_option
+from netcore.cli.options import debug_option, note
 from netcore.errors import ConfigError, CursorError, FilterError, NetcoreError, PluginError
 
 __all__ = ["app", "main"]
@@ -85,7 +85,8 @@ def run(arguments: Sequence[str]) -> int:
         # Not click's `main`: it turns a closed pipe into a failure, and errors into several lines.
         with app.make_context("netcore", list(arguments) or ["--help"]) as context:
             code = app.invoke(context)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is where the output was closed before we began
+            sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code
@@ -95,7 +96,7 @@ def run(arguments: Sequence[str]) -> int:
         message, code = _explain(error)
         if "--debug" in arguments:
             traceback.print_exc()
-        click.echo(f"netcore: {' '.join(message.split())}", err=True)
+        note(" ".join(message.split()))
         return code
 
 

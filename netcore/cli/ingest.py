@@ -14,7 +14,7 @@ from netcore.bus import EventBus
 from netcore.cli.options import adapter_of, bus_options, load_config, note
 from netcore.cli.progress import byte_progress
 from netcore.config import EventBusConfig
-from netcore.errors import BackpressureError, PayloadError
+from netcore.errors import BackpressureError, ConfigError, PayloadError
 from netcore.events import RawEvent
 from netcore.stats import ShutdownReport
 
@@ -54,6 +54,8 @@ def command(
     """
     from netcore.cli.running import run
 
+    if key is not None and not all(key.split(".")):
+        raise ConfigError(f"--key takes a dotted path such as user.id, not {key!r}")
     config = load_config(config_file, adapter, settings)
     config = msgspec.structs.replace(config, backpressure=backpressure)
     job = _Job(file, key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+import sys
 import threading
 from types import TracebackType
 from typing import Final
@@ -29,6 +30,8 @@ class LineReader:
 
     def __init__(self, file: str) -> None:
         self._own = file != "-"
+        if not self._own and sys.stdin is None:  # its number may be another file's by now
+            raise OSError("standard input is closed, so there is nothing to read")
         self._descriptor = os.open(file, os.O_RDONLY) if self._own else 0
         status = os.fstat(self._descriptor)
         self.size = status.st_size if stat.S_ISREG(status.st_mode) else None

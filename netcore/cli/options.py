@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -54,8 +55,12 @@ def bus_options(function: F) -> F:
 
 
 def note(message: str) -> None:
-    """Tell the user something beside the output: one line on stderr."""
-    click.echo(f"netcore: {message}", err=True)
+    """Tell the user something beside the output: one line on stderr.
+
+    Where nobody reads it (a closed pipe, a full disk) the work goes on all the same.
+    """
+    with contextlib.suppress(OSError):
+        click.echo(f"netcore: {message}", err=True)
 
 
 def load_config(config_file: Path | None, adapter: str | None, settings: Sequence[str]) -> EventBusConfig:

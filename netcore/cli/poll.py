@@ -71,6 +71,8 @@ def command(
     """
     from netcore.cli.running import run
 
+    if sys.stdout is None:
+        raise OSError("standard output is closed, so there is nowhere to print events to")
     config = load_config(config_file, adapter, settings)
     kind, capabilities = adapter_of(config)
     if not (capabilities.shared or capabilities.durable):
@@ -78,7 +80,11 @@ def command(
             f"the {kind.kind} adapter keeps events inside one process, so this one can never see any: "
             "choose an adapter that is shared, e.g. --adapter redis"
         )
-    request = _request(begin or ("tail" if follow else "earliest"), shards, filter_json, cursor_file)
+    if begin is None:  # but not if it is empty, as a variable is that was never set
+        begin = "tail" if follow else "earliest"
+    if cursor_file is not None and not cursor_file.absolute().parent.is_dir():
+        raise ConfigError(f"--cursor-file: the folder of {cursor_file} does not exist")
+    request = _request(begin, shards, filter_json, cursor_file)
     job = _Job(request, limit=limit, follow=follow, meta=meta, cursor_file=cursor_file)
     return run(lambda stop: job.run(config, stop))
 
@@ -109,6 +115,8 @@ def _request(
 
 def _where(begin: str) -> tuple[str | int | dt.datetime, str | None]:
     """Tell apart a start, a time and a cursor: (start, cursor)."""
+    if not begin:
+        raise ConfigError("--from is empty; it takes earliest, tail, a time or a cursor")
     if begin in ("earliest", "tail"):
         return begin, None
     if begin.isdecimal():

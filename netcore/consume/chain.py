@@ -86,6 +86,8 @@ class Chains:
         return cursor, failed
 
     async def _enter(self, cursor: Cursor, fresh: list[Stream]) -> list[Any]:
+        if cursor.start != "tail" and self._adapter.capabilities.shared:
+            return [None] * len(fresh)  # it may be old, and this chain wants all of it
         # Not simply the beginning: what a new stream has lost to retention already is a gap.
         since = cursor.start if isinstance(cursor.start, int) else cursor.since
         enter = self._adapter.enter

@@ -115,7 +115,10 @@ class ConsumeRequest:
 
 
 def _shard_ids(shards: Iterable[int]) -> tuple[int, ...]:
-    ids = tuple(shards)
+    try:
+        ids = tuple(shards)
+    except TypeError:
+        raise ConfigError(f"shards takes a list of ids, not {shards!r:.60}") from None
     for shard in ids:
         if type(shard) is not int or not 0 <= shard <= MAX_SHARD:
             raise ConfigError(f"shards must be ids from 0 to {MAX_SHARD:,}, not {shard!r}")

@@ -126,17 +126,23 @@ class Subscription:
             ClosedError: not inside `async with`.
             CursorError: a position is no longer valid in this store.
         """
-        while self._index == len(self._page):
-            if not await self._turn():
+        while (event := self.ready()) is None:
+            if not await self.turn():
                 raise StopAsyncIteration
-        event = self._page[self._index]
-        self._index += 1
         if self._next is None:
             self._prefetch()
         return event
 
-    async def _turn(self) -> bool:
-        """Go to the next page; False when the bus is closed."""
+    def ready(self) -> StoredEvent | None:
+        """Take the next event of the page at hand; None: it is used up. For `netcore.blocking`."""
+        if self._index == len(self._page):
+            return None
+        event = self._page[self._index]
+        self._index += 1
+        return event
+
+    async def turn(self) -> bool:
+        """Go to the next page; False when the bus is closed. For `netcore.blocking`."""
         if not self._inside:
             raise ClosedError("iterate a subscription inside `async with`")
         if self._waiting:
@@ -155,6 +161,8 @@ class Subscription:
         finally:
             self._next = None
         self._take(answer)
+        if self._page:
+            self._prefetch()
         return True
 
     def _prefetch(self) -> Task:

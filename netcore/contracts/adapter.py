@@ -46,6 +46,7 @@ __all__ = [
     "ReadRequest",
     "ShardPage",
     "Stream",
+    "position_error",
 ]
 
 ConfigT = TypeVar("ConfigT", bound=AdapterConfig)
@@ -293,8 +294,9 @@ class Adapter(ABC, Generic[ConfigT]):
         """Return where a chain of polls enters a stream that it hears of only now.
 
         The chain wants every event since `since` (ns): where it began with `start="tail"`, else the
-        `start` that was asked for, 0 for "earliest". The default is None, the beginning: the stream
-        is new.
+        `start` that was asked for, 0 for "earliest". Other chains than those from the tail ask only
+        where the store is not shared: elsewhere they read such a stream from its beginning. The
+        default is None, the beginning: the stream is new.
 
         Override it where a stream may be old and merely not have been heard of, as on a mesh; or
         where what a new one has lost to retention already can be told, as a gap.

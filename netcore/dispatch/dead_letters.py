@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import os
 from typing import Final
 
@@ -28,6 +29,7 @@ class DeadLetterFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path: Final = os.fspath(path)
+        self._torn = False
         try:
             with open(self.path, "ab"):
                 pass
@@ -52,5 +54,11 @@ class DeadLetterFile:
                 "payload_base64": base64.b64encode(payload).decode(),
             }
         )
+        line += b"\n"
         with open(self.path, "ab", buffering=0) as file:
-            file.write(line + b"\n")
+            if self._torn:  # not to lose this line too, to the stump of the one before
+                line = b"\n" + line
+            written = file.write(line)
+        self._torn = written != len(line)
+        if self._torn:
+            raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes could be written")

@@ -142,7 +142,15 @@ class Dispatcher:
                 return
             attempt += 1
             self._shard.retries += 1
-            await self._runtime.sleep(delay)
+            await self._pause(delay)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait before the next attempt; a shutdown or removal that begins meanwhile cuts the wait."""
+        shard = self._shard
+        until = time.monotonic() + seconds
+        had_begun = shard.ring.sealed
+        while (left := until - time.monotonic()) > 0 and shard.ring.sealed == had_begun:
+            await shard.signal.wait(left)
 
     def _refused(self, error: Exception, delay: float) -> float:
         text = describe(error)

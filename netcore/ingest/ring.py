@@ -346,10 +346,12 @@ class Ring:
             self.fences.append(Fence(self.head + len(self.entries), passed, deadline))
 
     def renew_gate(self) -> Gate:
-        """Close the present gate for good and return its successor."""
+        """Close the present gate for good and return its successor; waiting producers look again."""
         with self.lock:
             self.gate.limit, self.gate.attention = 0, True
             self.gate = Gate(self)
+            while self.waiters:
+                self.waiters.popleft().notify()
             self.refresh()
             return self.gate
 

@@ -178,7 +178,9 @@ class Resharding:
             shard.ring.seal()
         for shard in leaving:
             await engine.workers[shard.id].join(max(0.0, deadline - time.monotonic()))
-        lost = await self._give_up([shard for shard in leaving if not engine.workers[shard.id].done], timeout)
+        # A worker may also have ended with work left: a shutdown that ran out of time cancelled it.
+        late = [shard for shard in leaving if shard.outstanding or not engine.workers[shard.id].done]
+        lost = await self._give_up(late, timeout)
         for shard in leaving:
             engine.retire(shard)
         engine.progress.notify()

@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
-from bus_lab import Lab, check_identity, in_thread, lab
+from bus_lab import Blocked, Lab, check_identity, in_thread, lab
 
 import netcore
 from netcore import BatchConfig, EventBus, FatalAdapterError, TransientAdapterError, hookimpl
@@ -184,6 +184,41 @@ async def test_stats_of_removed_shards_stay_in_the_totals_under_threads() -> Non
             thread.join()
         assert set(seen) == {1000}
         assert it.stats.dispatched == 1000
+
+
+async def test_stats_in_the_middle_of_a_removal_count_the_shard_once() -> None:
+    """Between being counted as retired and being gone a shard is in both places."""
+
+    class Watched(dict[int, Any]):
+        def pop(self, *args: Any) -> Any:
+            seen.append(it.stats)
+            gone = super().pop(*args)
+            seen.append(it.stats)
+            return gone
+
+    seen: list[Any] = []
+    async with lab(shards=2) as it:
+        it.bus.ingest_raw_many([b"%d" % n for n in range(100)])
+        await it.bus.flush(10)
+        it.bus._engine.shards = Watched(it.bus._engine.shards)
+        await it.bus.remove_shards([0])
+        assert [stats.ingested for stats in seen] == [100, 100]
+        assert [stats.dispatched for stats in seen] == [100, 100]
+
+
+async def test_stats_in_the_middle_of_a_drain_wait_for_its_end() -> None:
+    """An event that has left the ring and is not yet counted as drained is never missing."""
+    async with lab(shards=1, batch=BatchConfig(max_delay_ms=3_600_000)) as it:
+        for n in range(3):
+            it.bus.ingest_raw(b"%d" % n)
+        ring = it.bus._engine.shards[0].ring
+        with ring.lock:
+            entry = ring.entries.popleft()
+            reader = Blocked(it.bus.stats)
+            time.sleep(0.03)  # noqa: ASYNC251  # long enough to read, were nothing in the way
+            ring.entries.appendleft(entry)
+        reader.thread.join(5)
+        assert reader.result.ingested == 3
 
 
 async def test_lossy_only_when_something_is_lost() -> None:

@@ -104,6 +104,8 @@ async def test_late_streams_enter_at_tail_where_the_adapter_says_and_else_at_the
     since: list[int] = []
 
     class Late(Store):
+        capabilities = Capabilities(inline=True, shared=True)  # so a stream may be old
+
         async def enter(self, stream: Stream, since_: int) -> str | None:
             since.append(since_)
             return await super().enter(stream, since_)

@@ -423,3 +423,33 @@ async def test_shards_changed_hook_hears_of_each_step() -> None:
         await bus.add_shards(1, reason="more")
         await bus.remove_shards([0], reason="less")
     assert heard == [([2], [], "more"), ([], [0], "less")]
+
+
+async def test_blocked_producers_whose_key_moved_to_a_new_shard_go_there() -> None:
+    """A producer that waits at a full ring is let in elsewhere once its key lives elsewhere."""
+    async with faulty_bus(shards=1, ring_capacity=1, backpressure="block") as (bus, adapter):
+        held = adapter.hold("append", shard=0)
+        await bus.put({"n": 0}, key="first")
+        await held.reached()
+        await bus.put({"n": 1}, key="second")
+        outcomes: dict[str, int] = {}
+
+        async def put(key: str) -> None:
+            accepted = await bus.put({"key": key}, key=key)
+            assert accepted is not None
+            outcomes[key] = accepted[0]
+
+        async with anyio.create_task_group() as group:
+            for number in range(12):
+                group.start_soon(put, f"k{number}")
+            ring = bus._engine.shards[0].ring
+            with anyio.fail_after(10):
+                while len(ring.waiters) < 12:
+                    await anyio.sleep(0.001)
+            await bus.add_shards(1, timeout=0.1)
+            with anyio.fail_after(10):
+                while 1 not in outcomes.values():
+                    await anyio.sleep(0.001)
+            assert held.inside == 1  # the donor never had room
+            held.release()
+        assert set(outcomes.values()) == {0, 1}

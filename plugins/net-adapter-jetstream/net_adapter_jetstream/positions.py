@@ -12,8 +12,7 @@ import datetime as dt
 import re
 from typing import Final, NamedTuple
 
-from netcore import CursorError
-from netcore.contracts.adapter import position_error
+from netcore import CursorError, position_error
 
 __all__ = ["BEGINNING", "Position", "born_of", "parse"]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from net_adapter_jetstream import JetStreamAdapter
+from net_adapter_jetstream.replies import Reply
 
 from netcore import Stream, TransientAdapterError
 from netcore.testing.contract import Writer, drain
@@ -150,11 +151,8 @@ async def test_streams_lists_more_than_one_answer_holds(nats: NatsServer, open_a
     """Other prefixes' streams are not ours, though they look alike."""
     adapter = await open_adapter(nats.url)
     prefix = adapter.config.prefix
-    for name in (f"{prefix}_shard_x", f"{prefix}_shard_01", f"x{prefix}_shard_1"):
+    for name in (f"{prefix}_shard_x", f"{prefix}_shard_01", f"{prefix}x_shard_1"):
         subject = f"$JS.API.STREAM.CREATE.{name}"
-        await adapter._link.exchange([])
-        from net_adapter_jetstream.replies import Reply
-
         reply = Reply(subject)
         body = json.dumps({"name": name, "subjects": [f"{name}.a"]}).encode()
         await adapter._link.exchange([(reply, subject, body)])

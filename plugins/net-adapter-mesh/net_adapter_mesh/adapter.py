@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from functools import partial
+from types import EllipsisType
 from typing import Any, ClassVar, Final
 
 import anyio
@@ -294,9 +295,15 @@ class MeshAdapter(Adapter[MeshConfig]):
         return self._reader.seek(stream, ts)
 
     async def enter(self, stream: Stream, since: int) -> str | None:
-        """Enter a stream that may be old and was only not heard of: at `since`."""
+        """Enter a stream that may be old and was only not heard of: at `since`.
+
+        While its history is still coming in, that cannot be told: waits, a second at most, and
+        then enters where the stream stood when it was heard of.
+        """
         self._live()
-        return self._reader.seek(stream, since)
+        await self._bell.until(lambda: self._reader.enter(stream, since) is not ..., _FIRST_TABLES_S)
+        place = self._reader.enter(stream, since)
+        return place if not isinstance(place, EllipsisType) else self._reader.bounds(stream)[1]
 
     async def wait(self, positions: Mapping[Stream, str | None], timeout: float) -> None:
         """Return as soon as something newer is visible; costs nothing while idle."""

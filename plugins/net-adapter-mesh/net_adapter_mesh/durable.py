@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import sqlite3
 import threading
@@ -101,8 +102,15 @@ class SqliteStore:
         except BaseException:
             self._release()
             raise
-        self._writer = threading.Thread(target=self._run, name=f"mesh-log-{self.origin}", daemon=True)
-        self._writer.start()
+        self._dirty = threading.Event()
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._run, name=f"mesh-log-{self.origin}", daemon=True)]
+        if config.fsync == "interval":
+            self._threads.append(
+                threading.Thread(target=self._sync, name=f"mesh-sync-{self.origin}", daemon=True)
+            )
+        for thread in self._threads:
+            thread.start()
 
     def _seize(self) -> IO[bytes]:
         file = (self._directory / "lock").open("ab")
@@ -120,6 +128,7 @@ class SqliteStore:
         connection = sqlite3.connect(
             self._directory / "mesh.sqlite3", timeout=5, isolation_level=None, check_same_thread=False
         )
+        connection.execute("PRAGMA page_size=16384")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(f"PRAGMA synchronous={_SYNC[self._config.fsync]}")
         connection.execute("PRAGMA wal_autocheckpoint=4000")
@@ -229,37 +238,32 @@ class SqliteStore:
         with self._wanted:
             self._ending = True
             self._wanted.notify()
-        self._writer.join(timeout)
+        self._threads[0].join(timeout)
+        self._ended.set()
+        self._dirty.set()
+        for thread in self._threads[1:]:
+            thread.join(timeout)
         with self._read_lock:
-            if not self._writer.is_alive() and not self.failure:
+            if not self._threads[0].is_alive() and not self.failure:
                 self._reader.execute("UPDATE meta SET value = '1' WHERE key = 'clean'")
             self._release()
 
     def _run(self) -> None:
         connection = self._connect()
-        synced = time.monotonic()
-        interval = self._config.fsync_interval_ms / 1000 if self._config.fsync == "interval" else None
-        dirty = False
         try:
             while True:
                 with self._wanted:
                     while not self._queue and not self._ending:
-                        left = None if interval is None or not dirty else synced + interval - time.monotonic()
-                        if left is not None and left <= 0:
-                            break
-                        self._wanted.wait(left)
+                        self._wanted.wait()
                     group = [self._queue[index] for index in range(min(_GROUP, len(self._queue)))]
-                    if not group and self._ending:
+                    if not group:
                         return
-                if group and not self._write(connection, group):
-                    if self._ending:
-                        return
+                if self._write(connection, group):
+                    self._dirty.set()
+                elif self._ending:
+                    return
+                else:
                     time.sleep(_RETRY_S)
-                    continue
-                dirty = dirty or bool(group)
-                if interval is not None and time.monotonic() - synced >= interval:
-                    self._sync(connection)
-                    synced, dirty = time.monotonic(), False
         finally:
             connection.close()
 
@@ -295,11 +299,21 @@ class SqliteStore:
                 item.done()
         return True
 
-    def _sync(self, connection: sqlite3.Connection) -> None:
-        try:
-            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        except sqlite3.Error as error:
-            self._logger.error("the log in %s cannot be synced: %s", self._directory, error)
+    def _sync(self) -> None:
+        """Have the system write out what was committed, every interval in which anything was.
+
+        Beside the writer, so that commits go on meanwhile; SQLite itself syncs at checkpoints.
+        """
+        interval = self._config.fsync_interval_ms / 1000
+        while not self._ended.is_set():
+            self._dirty.wait()
+            self._dirty.clear()
+            try:
+                with (self._directory / "mesh.sqlite3-wal").open("rb") as file:
+                    os.fsync(file.fileno())
+            except OSError as error:
+                self._logger.error("the log in %s cannot be synced: %s", self._directory, error)
+            self._ended.wait(interval)
 
 
 def _insert(connection: sqlite3.Connection, put: _Put) -> None:

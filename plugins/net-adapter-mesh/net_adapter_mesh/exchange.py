@@ -76,6 +76,7 @@ class Exchange:
         self._news = news
         self._refuse = refuse
         self._max_drift_ns = max_drift_ns
+        self._beat_s = config.heartbeat_ms / 1000 * 0.9
         self.links: dict[str, Link] = {}
         self.routing = Routing(log, members, self.links, config)
         self.acked: dict[str, int] = {}
@@ -176,8 +177,12 @@ class Exchange:
         return (old.target is not None) == ours
 
     def table(self, link: Link) -> None:
-        """Send the heartbeat with the records that the other side lacks."""
+        """Send the records that the other side lacks; with none, a heartbeat if it is time for one."""
         news = self.members.lacking(link.known)
+        now = time.monotonic()
+        if not news and now - link.told < self._beat_s:
+            return
+        link.told = now
         for record in news:
             link.known[record.node] = record.version
         if not link.send(Table(time.time_ns(), news)):
@@ -192,11 +197,12 @@ class Exchange:
             before = self.members.records.get(record.node)
             if not self.members.learn(record):
                 continue
+            self.stale = True
             if before is None or before.links != record.links or len(before.lanes) != len(record.lanes):
                 self.dirty = True
-        for node, head in self.members.stored_by(self._log.own).items():
-            self._acknowledge(node, head)
-        self.stale = True
+        if self.stale:
+            for node, head in self.members.stored_by(self._log.own).items():
+                self._acknowledge(node, head)
 
     def route(self) -> None:
         """Subscribe to each lane where it is best had."""
@@ -212,9 +218,9 @@ class Exchange:
         if not message.on:
             link.feeds.pop(message.origin, None)
             return
-        head, shards = self._log.heads(message.origin)
+        head, _ = self._log.heads(message.origin)
         link.feeds[message.origin] = message.after
-        link.send(Heads(message.origin, head, shards))
+        link.send(Heads(message.origin, head, self._log.spans(message.origin)))
 
     def _on_heads(self, link: Link, message: Heads) -> None:
         self._log.advertise(message.origin, message.shards)

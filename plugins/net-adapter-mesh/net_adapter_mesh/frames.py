@@ -111,11 +111,11 @@ class Subscribe(msgspec.Struct, array_like=True, tag=5, frozen=True):
 
 
 class Heads(msgspec.Struct, array_like=True, tag=6, frozen=True):
-    """The answer to a Subscribe: how far each shard of the lane has come at the sender."""
+    """The answer to a Subscribe: per shard, where it begins at the sender, and how far it has come."""
 
     origin: Name
     head: Count
-    shards: Annotated[dict[Shard, Count], msgspec.Meta(max_length=65_536)]
+    shards: Annotated[dict[Shard, tuple[Count, Count]], msgspec.Meta(max_length=65_536)]
 
 
 class Credit(msgspec.Struct, array_like=True, tag=7, frozen=True):

@@ -102,7 +102,7 @@ class Entry:
 class StreamView:
     """One shard of a lane, by position. `items[first:]` are the retained entries, ascending."""
 
-    __slots__ = ("advertised", "bytes", "events", "first", "items", "key", "next", "visible")
+    __slots__ = ("advertised", "born", "bytes", "events", "first", "items", "key", "next", "visible")
 
     def __init__(self) -> None:
         self.items: list[Entry] = []
@@ -110,6 +110,7 @@ class StreamView:
         self.next = 0  # position after the last entry stored here
         self.visible = 0  # position after the last entry that polls may see
         self.advertised = 0  # greatest position that a peer says exists
+        self.born = 0  # where it begins at the peer it comes from, as long as nothing is stored here
         self.key = 0  # merge key of the last event stored here
         self.events = 0
         self.bytes = 0
@@ -117,7 +118,9 @@ class StreamView:
     @property
     def earliest(self) -> int:
         """Position after which the earliest retained event stands."""
-        return self.items[self.first].start if self.first < len(self.items) else self.next
+        if self.first < len(self.items):
+            return self.items[self.first].start
+        return self.next or self.born
 
     def index_after(self, position: int) -> int:
         """Return the index of the first retained entry that ends after `position`."""
@@ -167,6 +170,7 @@ class Lane:
         ready: entries stored, their causes visible, waiting for `w`.
         held: entries from the first one on whose causes are not visible, with `mins`, the
             ascending minima of `lo` over its suffixes.
+        heard: wall clock, ns, when a peer first told what the lane holds; 0: since the beginning.
     """
 
     def __init__(self, origin: str) -> None:
@@ -182,6 +186,7 @@ class Lane:
         self.ready: list[Entry] = []
         self.held: deque[Entry] = deque()
         self.mins: deque[tuple[int, int]] = deque()
+        self.heard = 0
         self.stalled_since: float | None = None
         self.events = 0
         self.gaps = 0

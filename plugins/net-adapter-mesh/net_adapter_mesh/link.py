@@ -55,11 +55,12 @@ class Link:
         promised: bytes of entries granted to the peer in all.
         feeds: lanes that the peer subscribed to -> number up to which they were sent.
         known: member -> version of its record that the peer has.
+        told: when a table was last sent to it.
     """
 
     __slots__ = (
         "cut", "feeds", "frames_in", "frames_out", "granted", "greeted", "heard", "known", "peer", "post",
-        "promised", "received", "sent", "since", "stored", "target",
+        "promised", "received", "sent", "since", "stored", "target", "told",
     )  # fmt: skip
 
     def __init__(
@@ -72,6 +73,7 @@ class Link:
         self.greeted = False
         self.heard = now
         self.since = now
+        self.told = 0.0
         self.granted = 0
         self.sent = 0
         self.received = 0

@@ -162,16 +162,14 @@ class Log:
     def receive(self, origin: str, entries: Sequence[Entry], upto: int) -> None:
         """Store entries of another origin and show what may be shown. Any thread; in order."""
         with self.lock:
-            lane = self.lanes.get(origin)
-            if lane is None:
-                lane = self.lanes[origin] = Lane(origin)
+            lane = self._lane(origin)
             self.version += 1
             for entry in entries:
                 if entry.lsn <= lane.head:
                     continue
                 if entry.count:
                     view = lane.stream(entry.shard)
-                    if entry.start < view.next or entry.lo < view.key:
+                    if entry.start < view.next or entry.lo < view.key or entry.hi < entry.lo:
                         continue  # no honest origin writes this: not ahead of its stream
                     if entry.start > view.next:
                         lane.floor = max(lane.floor, entry.lsn - 1)
@@ -255,13 +253,28 @@ class Log:
                 return 0, {}
             return lane.head, {shard: view.next for shard, view in lane.streams.items()}
 
-    def advertise(self, origin: str, shards: dict[int, int]) -> None:
-        """Take note that a peer knows of these positions."""
+    def spans(self, origin: str) -> dict[int, tuple[int, int]]:
+        """Return where each shard of a lane begins and ends here."""
         with self.lock:
-            lane = self.lanes.setdefault(origin, Lane(origin))
-            for shard, position in shards.items():
+            lane = self.lanes.get(origin)
+            return {shard: (view.earliest, view.next) for shard, view in lane.streams.items()} if lane else {}
+
+    def advertise(self, origin: str, shards: dict[int, tuple[int, int]]) -> None:
+        """Take note that a peer knows of these beginnings and ends."""
+        with self.lock:
+            lane = self._lane(origin)
+            for shard, (earliest, position) in shards.items():
                 view = lane.stream(shard)
+                view.born = max(view.born, earliest)
                 view.advertised = max(view.advertised, position)
+
+    def _lane(self, origin: str) -> Lane:
+        """Return a lane, made if it is heard of for the first time."""
+        lane = self.lanes.get(origin)
+        if lane is None:
+            lane = self.lanes[origin] = Lane(origin)
+            lane.heard = time.time_ns()
+        return lane
 
     def outgoing(self, origin: str, after: int, max_bytes: int) -> tuple[list[Entry], int]:
         """Return entries to send, and up to where the lane is covered by them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from itertools import repeat
+from types import EllipsisType
 from typing import Final
 
 from net_adapter_mesh.frames import FrameError, decode_body
@@ -16,6 +17,7 @@ __all__ = ["Reader"]
 
 _DECODED_EVENTS: Final = 262_144
 _KIND: Final = "mesh"
+_CLOCK_LAG_NS: Final = 250_000_000
 
 
 class Reader:
@@ -150,7 +152,7 @@ class Reader:
             if view is None:
                 return "0", "0"
             tail = max(view.next, view.advertised)
-            return str(view.earliest if view.events else tail), str(tail)
+            return str(min(view.earliest, tail)), str(tail)
 
     def seek(self, stream: Stream, ts: int) -> str | None:
         """Return the position before the first event whose timestamp is `ts` or more."""
@@ -168,6 +170,21 @@ class Reader:
             if event.ts >= ts:
                 return str(entry.start + offset)
         return str(entry.start)
+
+    def enter(self, stream: Stream, since: int) -> str | EllipsisType | None:
+        """Return where a chain that began at `since` enters, or ... while that is not known yet.
+
+        If the lane was heard of before the chain began and the stream was not, the stream is new:
+        None, its beginning. Otherwise the timestamps tell, with a margin by which a clock may lag.
+        """
+        with self._log.lock:
+            lane = self._log.lanes.get(stream.origin)
+            view = lane.streams.get(stream.shard) if lane is not None else None
+            if lane is None or view is None or lane.heard < since:
+                return None
+            if view.next < view.advertised and view.key < since - _CLOCK_LAG_NS:
+                return ...
+        return self.seek(stream, since - _CLOCK_LAG_NS)
 
     def newer(self, stream: Stream, position: str | None) -> bool:
         """Tell whether a read after `position` would now find something."""

@@ -15,11 +15,6 @@ from netcore import ConfigError
 
 __all__ = ["Gatekeeper", "Keys", "load_keys", "write_key_pair"]
 
-_FAILURES: Final = (
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-)
 _GONE: Final = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
 _MAX_REMEMBERED: Final = 256
 
@@ -109,6 +104,7 @@ class Gatekeeper:
         self._keys = keys
         self._logger = logger
         self._doorstep: dict[int, str] = {}
+        self._shaken = 0  # valid handshakes of which it is not known yet whose they were
         self.socket: Any = None
         self.rejected: dict[str, str] = {}
         """Refused addresses (host) -> why, the first 256."""
@@ -141,14 +137,20 @@ class Gatekeeper:
         if event == zmq.EVENT_ACCEPTED:
             self._doorstep[value] = _peer_of(value)
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            self._doorstep.pop(value, None)
+            self._shaken += 1  # the event does not say whose; its first frame will
         elif event & _GONE:
             address = self._doorstep.pop(value, None)
-            if address and self._keys is not None:
+            if address is None or self._keys is None:
+                return
+            if self._shaken:
+                self._shaken -= 1  # it may have been this one, gone before it said anything
+            else:
                 self.refuse(address, "it left without a valid handshake: no key, or a wrong one")
-        elif event & _FAILURES and len(self._doorstep) == 1:
-            _, address = self._doorstep.popitem()
-            self.refuse(address, "its handshake failed: no key, or a wrong one")
+
+    def entered(self, descriptor: int) -> None:
+        """Take note that a frame came from a connection: its handshake was valid."""
+        if self._doorstep.pop(descriptor, None) is not None:
+            self._shaken = max(0, self._shaken - 1)
 
     def refuse(self, address: str, why: str) -> None:
         """Count a refusal; log it if it is the first from there."""

@@ -102,6 +102,7 @@ class Transport:
         self.address = ""
         self.wake = Waker(self._context, "io")
         self.gate = Gatekeeper(keys, logger)
+        self._monitors = 0
         self.bytes_in = 0
         self.bytes_out = 0
         self._watch(self.wake.inner, self.wake.clear)
@@ -125,7 +126,7 @@ class Transport:
             router.curve_secretkey = self._keys.secret
             router.curve_publickey = self._keys.public
             router.zap_domain = b"mesh"
-        monitor = router.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | _DOWN)
+        monitor = self._monitor(router, zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | _DOWN)
         self._router = router
         self._watch(monitor, lambda: self._watch_door(monitor))
         router.bind(listen)
@@ -142,7 +143,7 @@ class Transport:
             dealer.curve_secretkey = self._keys.secret
             dealer.curve_publickey = self._keys.public
             dealer.curve_serverkey = target.public_key.encode()
-        monitor = dealer.get_monitor_socket(_DIALER_EVENTS)
+        monitor = self._monitor(dealer, _DIALER_EVENTS)
 
         def post(frame: bytes) -> bool:
             return self._send(dealer, [frame])
@@ -170,9 +171,9 @@ class Transport:
             link.cut()
         for socket in list(self._handlers):
             if not socket.closed and socket.socket_type in (zmq.DEALER, zmq.ROUTER):
-                socket.disable_monitor()
-            if not socket.closed:
-                socket.close(200)
+                socket.monitor(None, 0)
+        for socket in list(self._handlers):
+            socket.close(200)
         self._handlers.clear()
         self._context.destroy(200)
 
@@ -187,6 +188,21 @@ class Transport:
         socket.set(zmq.HANDSHAKE_IVL, max(1000, 4 * beat))
         socket.set(zmq.IPV6, int("[" in address))
 
+    def _monitor(self, socket: zmq.Socket[Any], events: int) -> zmq.Socket[Any]:
+        """Have `socket` report events, to a reader whose queue never blocks the reporter.
+
+        libzmq reports from its own thread and holds a lock meanwhile, which turning the monitor off
+        takes too (holding Python's). If the reader were full, or closed first, both would hang.
+        """
+        self._monitors += 1
+        address = f"inproc://monitor-{self._monitors}"
+        socket.monitor(address, events)
+        reader: zmq.Socket[Any] = self._context.socket(zmq.PAIR)
+        reader.set(zmq.RCVHWM, 0)
+        reader.set(zmq.LINGER, 0)
+        reader.connect(address)
+        return reader
+
     def _watch(self, socket: zmq.Socket[Any], handler: Callable[[], None]) -> None:
         self._poller.register(socket, zmq.POLLIN)
         self._handlers[socket] = handler
@@ -196,7 +212,7 @@ class Transport:
             if self._handlers.pop(each, None) is not None:
                 self._poller.unregister(each)
         if not socket.closed:
-            socket.disable_monitor()
+            socket.monitor(None, 0)
             monitor.close(0)
             socket.close(100)
 
@@ -223,13 +239,15 @@ class Transport:
     def _drain_router(self, router: zmq.Socket[Any]) -> None:
         for _ in range(_BURST):
             try:
-                identity, *parts = router.recv_multipart(zmq.NOBLOCK)
+                frames = router.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.ZMQError:
                 return
+            identity = frames[0].bytes
             link = self._inbound.get(identity)
             if link is None:
+                self.gate.entered(int(frames[-1].get(zmq.SRCFD)))
                 link = self._accept(router, identity)
-            self._received(link, parts)
+            self._received(link, [frame.bytes for frame in frames[1:]])
 
     def _accept(self, router: zmq.Socket[Any], identity: bytes) -> Link:
         def post(frame: bytes) -> bool:
@@ -252,7 +270,7 @@ class Transport:
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._events.connected(link)
             elif event & _DOWN:
-                refused = event & _FAILURES
+                refused = event & (zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
                 self._events.lost(link, "the handshake was refused" if refused else "disconnected")
                 return
 

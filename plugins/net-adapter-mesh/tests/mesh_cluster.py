@@ -84,6 +84,13 @@ class Node:
     def ask(self, op, **arguments):
         return self.end(self.begin(op, **arguments))
 
+    def logged(self, text, timeout=10.0):
+        """Wait for a log line with `text`; return all such lines."""
+        deadline = time.monotonic() + timeout
+        while not any(text in line for line in self.err) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return [line for line in self.err if text in line]
+
     def ready(self):
         opened = self.end(None)
         self.origin, self.address = opened["origin"], opened["address"]

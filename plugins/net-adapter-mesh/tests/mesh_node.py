@@ -304,6 +304,9 @@ class BusDriver:
             await self.look(0.2)
         return self.shown
 
+    async def sleep(self, seconds):
+        await asyncio.sleep(seconds)
+
     async def add_shards(self, count):
         return await self.bus.add_shards(count)
 

@@ -51,6 +51,41 @@ def test_bus_late_tail_consumer_gets_only_new_events(cluster):
     assert [event[4] for event in late.ask("gather", chain="t", count=1)] == ["new"]
 
 
+def test_bus_tail_consumer_hears_the_first_event_of_an_idle_peer(cluster):
+    """A chain at the tail gets what a peer ingests as its very first, although that peer's clock,
+    idle so far, may lag a little."""
+    a, b = buses(cluster, 2, 2)
+    for number in range(3):
+        chain = f"tail{number}"
+        assert b.ask("poll", chain=chain, start="tail")["events"] == []
+        a.ask("ingest", payloads=[f"{number}"])
+        assert [event[4] for event in b.ask("gather", chain=chain, count=1)] == [f"{number}"]
+
+
+def test_bus_earliest_consumer_on_a_fresh_node_gets_the_history(cluster):
+    """A chain at the beginning, begun before the history has come, still gets all of it."""
+    (a,) = buses(cluster, 3)
+    a.ask("load", count=20_000)
+    for _ in range(3):
+        late = cluster.start(bus=True, listen=None, peers=[a.address], options={"shards": 1})
+        assert_complete(late.ask("gather", count=20_000), 20_000)
+        late.quit()
+
+
+def test_bus_tail_consumer_does_not_get_the_history_of_a_node_heard_of_later(cluster):
+    """A mesh that joins later brings its past along; a chain at the tail passes over it."""
+    a = cluster.start(bus=True, options={"shards": 2})
+    b = cluster.start(bus=True, options={"shards": 2})
+    b.ask("load", count=5000, tag="old")
+    a.ask("sleep", seconds=0.3)  # events of the last quarter of a second would be let in
+    assert a.ask("poll", chain="t", start="tail")["events"] == []
+    bridge = cluster.start(bus=True, listen=None, peers=[a.address, b.address])
+    bridge.ask("gather", count=5000, chain="all")
+    b.ask("ingest", payloads=["new"])
+    events = a.ask("gather", chain="t", count=1)
+    assert [event[4] for event in events] == ["new"]
+
+
 def test_bus_conversation_is_causal_everywhere(cluster):
     """Three buses answer each other; each page sequence shows causes before effects."""
     nodes = buses(cluster, 3, 2, 1)

@@ -274,3 +274,37 @@ def test_visibility_waits_for_a_lane_never_heard_of():
     assert visible(log, "b") == 1
     receive(log, "a", wire(2, 1, key=6, w=INFINITY))
     assert visible(log, "b") == 2
+
+
+def test_reader_bounds_of_a_stream_heard_of_but_not_received():
+    """Until its events come, a stream begins and ends where a peer said."""
+    log = Log("me", MeshConfig(), MemoryStore())
+    reader = Reader(log)
+    log.advertise("a", {0: (40, 70)})
+    assert reader.bounds(Stream(0, "a")) == ("40", "70")
+    receive(log, "a", wire(9, 40, count=30))
+    assert reader.bounds(Stream(0, "a")) == ("40", "70")
+    assert reader.read(Stream(0, "a"), "40", 10, None).gap is None
+
+
+def test_reader_enters_a_new_stream_of_a_known_lane_at_its_beginning():
+    """Clocks of other machines may lag: a stream that was not there is new, whatever its timestamps."""
+    log = Log("me", MeshConfig(), MemoryStore())
+    reader = Reader(log)
+    log.advertise("a", {})
+    since = time.time_ns() + 1
+    receive(log, "a", wire(1, 0, key=since - 10**9))
+    assert reader.enter(Stream(0, "a"), since) is None
+
+
+def test_reader_enters_an_old_stream_of_a_lane_heard_of_later_by_time():
+    """Of a lane that is heard of only now, old events are passed over once they are here."""
+    log = Log("me", MeshConfig(), MemoryStore())
+    reader = Reader(log)
+    since = time.time_ns()
+    log.advertise("a", {0: (0, 2)})
+    assert reader.enter(Stream(0, "a"), since) is ...
+    receive(log, "a", wire(1, 0, key=since - 10**10))
+    assert reader.enter(Stream(0, "a"), since) is ...
+    receive(log, "a", wire(2, 1, key=since + 1))
+    assert reader.enter(Stream(0, "a"), since) == "1"

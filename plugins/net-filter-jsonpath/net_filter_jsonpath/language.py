@@ -9,8 +9,7 @@ from net_filter_jsonpath.matcher import compile_matcher
 from net_filter_jsonpath.nodes import Group, Node, condition, group, negation
 from net_filter_jsonpath.parse import parse
 from net_filter_jsonpath.values import excerpt
-from netcore.contracts.filters import Matcher
-from netcore.errors import FilterError
+from netcore import FilterError, Matcher
 
 __all__ = ["Filter", "FilterBuilder"]
 

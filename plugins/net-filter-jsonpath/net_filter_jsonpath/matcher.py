@@ -17,7 +17,7 @@ from net_filter_jsonpath.paths import Segment, split, walk
 from net_filter_jsonpath.precheck import needles_of, with_precheck
 from net_filter_jsonpath.shape import Route, Shape, shape_for
 from net_filter_jsonpath.values import is_confusable, strict_equal
-from netcore.contracts.filters import Matcher
+from netcore import Matcher
 
 __all__ = ["compile_matcher"]
 

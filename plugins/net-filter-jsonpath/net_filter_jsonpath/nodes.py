@@ -18,7 +18,7 @@ from net_filter_jsonpath.values import (
     levels,
     meaning,
 )
-from netcore.errors import FilterError
+from netcore import FilterError
 
 __all__ = ["Condition", "Group", "Negation", "Node", "condition", "group", "is_rfc9535", "negation"]
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 from net_filter_jsonpath.decoding import loads_exact
 from net_filter_jsonpath.nodes import Node, condition, group, negation
 from net_filter_jsonpath.values import MAX_LEVELS, MAX_TEXT_BYTES, excerpt
-from netcore.errors import FilterError
+from netcore import FilterError
 
 __all__ = ["parse"]
 

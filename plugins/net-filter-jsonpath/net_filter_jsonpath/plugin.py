@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from netcore.plugins.spec import hookimpl
+from netcore import hookimpl
 
 if TYPE_CHECKING:
-    from netcore.contracts.filters import EventFilter
+    from netcore import EventFilter
 
 __all__ = ["netcore_filters"]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from net_filter_jsonpath.values import excerpt
-from netcore.errors import FilterError
+from netcore import FilterError
 
 __all__ = ["Query", "compile_query"]
 

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterator
 from decimal import Decimal
 from typing import Any, Final
 
-from netcore.errors import FilterError
+from netcore import FilterError
 
 __all__ = [
     "MAX_LEVELS",

@@ -1,0 +1,51 @@
+"""Settings as people get them wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from netcore import ConfigError, ConsumeRequest, EventBusConfig, mask_credentials
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("rediss//me:s3cret@db/0", "rediss//***@db/0"),
+        ("redis:me:s3cret@db", "***@db"),
+        ("redis://me:s3/cret@db/0", "redis://***@db/0"),
+        ("redis://me:s3?cr#et@db", "redis://***@db"),
+        ("redis://me:s3@cret@db", "redis://***@db"),
+        ("redis://db/0?password=s3@cret", "redis://db/0?password=***"),
+        ("nats://a:s3cret@one:1,nats://b:s3cret@two:2", "nats://***@one:1,nats://***@two:2"),
+        ("url must not be 'redis//me:s3cret@db'", "url must not be 'redis//***@db'"),
+        ("tcp://10.0.0.1:7777", "tcp://10.0.0.1:7777"),
+        ("unix:///run/redis.sock", "unix:///run/redis.sock"),
+    ],
+)
+def test_credentials_are_masked_however_the_url_is_written(url: str, shown: str) -> None:
+    """A malformed address is just the one that ends in an error message."""
+    assert mask_credentials(url) == shown
+
+
+def test_setting_from_the_environment_that_is_wrong_names_its_variable(tmp_path: Path) -> None:
+    """The file is not to blame for it, and says so."""
+    file = tmp_path / "netcore.toml"
+    file.write_text("ring_capacity = 100\n")
+    with pytest.raises(ConfigError, match=r"netcore\.toml with NETCORE_SHARD: .*`shard`"):
+        EventBusConfig.load(file, env={"NETCORE_SHARD": "3"})
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.toml", "shards = 3"), ("a.JSON", '{"shards": 3}')])
+def test_byte_order_mark_and_capital_ending_are_understood(tmp_path: Path, name: str, text: str) -> None:
+    """Some editors write them unasked."""
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert EventBusConfig.load(tmp_path / name, env={}).shards == 3
+
+
+@pytest.mark.parametrize("shards", [3, 1.5, object()])
+def test_shards_of_a_request_that_are_no_list_are_a_config_error(shards: object) -> None:
+    """A single id is the likeliest mistake."""
+    with pytest.raises(ConfigError, match="takes a list of ids"):
+        ConsumeRequest(1, shards=shards)  # type: ignore[arg-type]
