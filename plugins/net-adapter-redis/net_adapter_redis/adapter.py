@@ -28,8 +28,9 @@ from netcore.errors import (
 )
 
 if TYPE_CHECKING:
+    from net_adapter_redis.density import Density
     from net_adapter_redis.links import Link
-    from net_adapter_redis.reading import Density, Scan, StreamState
+    from net_adapter_redis.reading import Scan, StreamState
     from net_adapter_redis.registry import Registry
     from net_adapter_redis.session import Session
     from net_adapter_redis.waiting import Waiter
@@ -140,7 +141,7 @@ class RedisAdapter(Adapter[RedisConfig]):
                     scans[index] = self._scan(request)
                 except CursorError as error:
                     results[index] = error
-        pending = {index: scan for index, scan in scans.items() if not scan.settled}
+        pending = {index: scan for index, scan in scans.items() if not scan.done}
         while pending:
             by_link: dict[int, tuple[Link, list[int]]] = {}
             for index, scan in pending.items():
@@ -148,7 +149,7 @@ class RedisAdapter(Adapter[RedisConfig]):
                 by_link.setdefault(id(link), (link, []))[1].append(index)
             rounds = (self._round(link, indices, scans, results) for link, indices in by_link.values())
             await asyncio.gather(*rounds)
-            pending = {i: scan for i, scan in pending.items() if results[i] is None and not scan.settled}
+            pending = {i: scan for i, scan in pending.items() if results[i] is None and not scan.done}
         pages: list[ShardPage | Exception] = []
         for index, result in enumerate(results):
             page = scans[index].page() if result is None else result
@@ -161,7 +162,8 @@ class RedisAdapter(Adapter[RedisConfig]):
         return pages
 
     def _scan(self, request: ReadRequest) -> Scan:
-        from net_adapter_redis.reading import Density, Scan
+        from net_adapter_redis.density import Density
+        from net_adapter_redis.reading import Scan
 
         session, shard = self._open_session(), request.stream.shard
         density = self._densities.get(shard)

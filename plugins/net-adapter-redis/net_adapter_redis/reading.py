@@ -7,25 +7,20 @@ one transaction with the read.
 
 from __future__ import annotations
 
-import math
 from typing import Any, Final
 
 import msgspec
 
-from net_adapter_redis.layout import PackedBatch, decode_alike, decode_each, decode_slice, event_from, unpack
+from net_adapter_redis.density import Density
+from net_adapter_redis.layout import PackedBatch, decode_alike, decode_each, decode_slice, event_from
 from net_adapter_redis.positions import Position, entry_id
 from net_adapter_redis.resp import command
 from netcore.contracts.adapter import Gap, ReadRequest, ShardPage
 from netcore.events import StoredEvent
 
-__all__ = ["Density", "Intake", "Scan", "StreamState", "look", "state_from"]
+__all__ = ["Intake", "Scan", "StreamState", "look", "state_from"]
 
-_FIRST_LOOK: Final = 8
 _CHUNK: Final = 256
-_PAGE_BYTES: Final = 16 << 20
-_KEPT_BYTES: Final = 4 << 20
-_AHEAD_EVENTS: Final = 1024
-_AHEAD_BYTES: Final = 256 << 10
 
 
 class StreamState(msgspec.Struct, frozen=True):
@@ -122,115 +117,6 @@ def state_from(info: Any, known: Any) -> StreamState:
     )
 
 
-class Density:
-    """What entries of a stream were like lately, and those that were fetched and not yet used up.
-
-    A packed entry holds more events than most pages: what was fetched is kept, so that it is
-    fetched and decoded about once and not once a page.
-
-    Args:
-        budget: bytes that all streams together may still keep, in a list of one.
-
-    Attributes:
-        events: an entry's, on average; None before anything was read.
-        bytes: an entry's, on average.
-        kept: entries of the last read, from the one its page ended in to the look-ahead.
-        batch: the name and content of the packed entry that was decoded last.
-    """
-
-    __slots__ = (
-        "_budget",
-        "_end",
-        "_expected",
-        "_run",
-        "_size",
-        "_window",
-        "batch",
-        "bytes",
-        "events",
-        "kept",
-    )
-
-    def __init__(self, budget: list[float]) -> None:
-        self._run: list[StoredEvent] = []
-        self._end = 0
-        self._expected: str | None = None
-        self._window = 0
-        self._budget = budget
-        self._size = 0.0
-        self.events: float | None = None
-        self.bytes = 256.0
-        self.kept: list[Any] = []
-        self.batch: tuple[bytes, PackedBatch] | None = None
-
-    def keep(self, entries: list[Any]) -> None:
-        """Keep what the next page begins with, if that saves anything."""
-        self._budget[0] += self._size
-        size = self.bytes * len(entries)
-        worth = self.events is not None and self.events > 1 and size < min(_KEPT_BYTES, self._budget[0])
-        self._size = size if worth else 0.0
-        self._budget[0] -= self._size
-        self.kept = entries if worth else []
-        if not worth:
-            self.batch = None
-
-    def unpack(self, name: bytes, blob: bytes) -> PackedBatch | None:
-        """Decode a packed entry, unless it was the last one decoded."""
-        if self.batch is not None and self.batch[0] == name:
-            return self.batch[1]
-        batch = unpack(blob)
-        self.batch = None if batch is None else (name, batch)
-        return batch
-
-    def ahead(self, after: str, limit: int) -> ShardPage | None:
-        """Return a page of events that were read ahead, if there are more than enough of them."""
-        start = self._find(after)
-        if start is None or len(self._run) - start <= limit:
-            return None
-        self._end = start + limit
-        events = self._run[start : self._end]
-        self._expected = events[-1].id
-        return ShardPage(events=events, position=self._expected, has_more=True)
-
-    def window(self, after: str | None, limit: int) -> int:
-        """Return how many events to read: more than asked for, if reads follow each other."""
-        follows = after is not None and (after == self._expected or self._find(after) is not None)
-        most = min(_AHEAD_EVENTS, int(_AHEAD_BYTES * max(1.0, self.events or 1.0) / self.bytes))
-        self._window = min(max(self._window, limit) * 2, most) if follows else 0
-        return self._window if self._window >= 2 * limit else limit
-
-    def cut(self, page: ShardPage, limit: int) -> ShardPage:
-        """Return the page that was asked for, and keep what was read ahead."""
-        self._run, self._end = [], 0
-        if len(page.events) > limit:
-            self._run, self._end = page.events, limit
-            page.events = self._run[:limit]
-            page.position, page.has_more = page.events[-1].id, True
-        self._expected = page.position
-        return page
-
-    def _find(self, after: str) -> int | None:
-        """Return the index behind the event with this id: mergers cut pages short of their end."""
-        run = self._run
-        for index in range(self._end - 1, -1, -1):
-            if run[index].id == after:
-                return index + 1
-        return None
-
-    def entries_for(self, limit: int) -> int:
-        """Return how many entries to ask for, to get `limit` events."""
-        if self.events is None:
-            return min(limit, _FIRST_LOOK)
-        fitting = max(1, int(_PAGE_BYTES / self.bytes))
-        return min(math.ceil(limit / self.events), fitting)
-
-    def learn(self, entries: list[Any], events: float) -> None:
-        """Take in what a read returned: entries, and how many events each held on average."""
-        some = entries[:: len(entries) // 8 + 1]
-        self.bytes = max(1.0, sum(len(fields[1]) for _, fields in some) / len(some))
-        self.events = max(1.0, events)
-
-
 class Scan:
     """One stream's part of a page, in a few round trips at most.
 
@@ -242,7 +128,7 @@ class Scan:
         density: of this stream.
 
     Attributes:
-        done: nothing more is to be read; see `settled`.
+        done: the page is complete.
     """
 
     __slots__ = (
@@ -251,13 +137,12 @@ class Scan:
         "_careful",
         "_density",
         "_events",
-        "_from",
         "_gap",
         "_left",
         "_meta",
         "_more",
         "_position",
-        "_rounds",
+        "_rounds", "_stopped",
         "_undecodable",
         "done",
         "request",
@@ -271,18 +156,16 @@ class Scan:
         self.stream = stream
         self._meta = meta
         self._density = density
-        self._start(after, density.window(request.after, request.limit))
-
-    def _start(self, after: Position | None, limit: int) -> None:
         self.done = False
-        self._after = self._from = after
+        self._after = after
         self._careful = after is None
         self._position = after
-        self._left = limit
+        self._left = density.window(request.after, request.limit)
         self._events: list[StoredEvent] = []
         self._gap: Gap | None = None
         self._more = False
         self._undecodable = 0
+        self._stopped = False
         self._rounds = 0
         self._asked = 0
         kept = self._density.kept
@@ -320,15 +203,8 @@ class Scan:
             return
         self._take(entries, after, own=True, beyond=len(entries) == self._asked)
 
-    @property
-    def settled(self) -> bool:
-        """The page is complete; what is no event is counted in the page that passes it, not ahead."""
-        if self.done and self._undecodable and len(self._events) > self.request.limit:
-            self._start(self._from, self.request.limit)
-        return self.done
-
     def page(self) -> ShardPage:
-        """Return the page, once `settled`."""
+        """Return the page, once `done`."""
         after, position = self.request.after, self._position
         moved = bool(self._events or self._undecodable or self._gap is not None)
         page = ShardPage(
@@ -391,22 +267,23 @@ class Scan:
             if before.left:
                 held, seen = self._entry(entries[0], before), 1
         end = len(entries) - 1 if beyond else len(entries)
-        while start < end and self._left:
+        while start < end and self._left and not self._stopped:
             stop = min(end, start + self._left, start + _CHUNK)
             taken = self._alike(entries[start:stop])
             start, seen, held = start + taken, seen + taken, held + taken
-            while start < stop and self._left:
+            while start < stop and self._left and not self._stopped:
                 taken = self._each(entries[start:stop])
                 start, seen, held = start + taken, seen + taken, held + taken
                 if start < stop and self._left:
                     held += self._entry(entries[start], self._position)
-                    start, seen = start + 1, seen + 1
+                    if not self._stopped:
+                        start, seen = start + 1, seen + 1
         if seen:
             self._density.learn(entries, held / seen)
         self._density.keep(entries[max(start - 1, 0) :])
         self._more = start < len(entries) or self._position.left > 0
         self._after = self._position
-        self.done = not self._more or self._left == 0 or self._rounds >= 4
+        self.done = not self._more or self._left == 0 or self._rounds >= 4 or self._stopped
 
     def _alike(self, entries: list[Any]) -> int:
         """Decode entries that are all of this library's shape; return how many those were: all or none."""
@@ -444,9 +321,12 @@ class Scan:
             at = Position(where, index, len(batch.raw), count, before.incarnation)
             self._from_packed(name, batch, at)
             return len(batch.raw)
-        self._position = Position(where, None, 0, count, before.incarnation)
         envelope = fields.get(b"d")
         found = None if envelope is None else event_from(envelope, name)
+        if found is None and len(self._events) >= self.request.limit:
+            self._stopped = True  # it is counted by the page that passes it, not by reading ahead
+            return 0
+        self._position = Position(where, None, 0, count, before.incarnation)
         if found is None:
             self._undecodable += 1
             return 0
