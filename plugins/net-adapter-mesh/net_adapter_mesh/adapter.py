@@ -161,7 +161,7 @@ class MeshAdapter(Adapter[MeshConfig]):
 
     @property
     def origin(self) -> str:
-        """The origin that this node's events carry: the name of its incarnation."""
+        """The origin that this node's events carry."""
         return self._own
 
     def _live(self) -> Node:
@@ -332,11 +332,9 @@ class MeshAdapter(Adapter[MeshConfig]):
 
     async def close(self) -> None:
         """Seal the own lane, wait until every connected peer has it, say goodbye, release."""
-        if self._closed:
-            return
+        node, closed = self._node, self._closed
         self._closed = True
-        node = self._node
-        if node is None or self._pid != os.getpid():
+        if closed or node is None or self._pid != os.getpid():
             return
         deadline = time.monotonic() + self.config.timeout_ms / 1000
         try:

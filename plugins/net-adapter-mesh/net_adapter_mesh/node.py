@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import random
 import threading
 import time
@@ -99,6 +101,13 @@ class Node:
         self.members.address = self._advertised()
         self.members.update([], self._log.rows())
         self._thread.start()
+        self._pid = os.getpid()
+        atexit.register(self._leave)
+
+    def _leave(self) -> None:
+        """End the thread of a node that nobody closed: libzmq would wait for its sockets for ever."""
+        if os.getpid() == self._pid:
+            self.stop(1.0)
 
     @property
     def transport(self) -> Transport:
@@ -138,6 +147,7 @@ class Node:
 
     def stop(self, timeout: float) -> bool:
         """Say goodbye and end the thread; True if it ended within `timeout` seconds."""
+        atexit.unregister(self._leave)
         self._stopping = True
         self._transport.wake()
         if self._thread.ident is None:

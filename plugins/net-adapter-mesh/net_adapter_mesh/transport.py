@@ -170,7 +170,7 @@ class Transport:
         for link in list(self._inbound.values()):
             link.cut()
         for socket in list(self._handlers):
-            if not socket.closed and socket.socket_type in (zmq.DEALER, zmq.ROUTER):
+            if not socket.closed and socket.type in (zmq.DEALER, zmq.ROUTER):
                 socket.monitor(None, 0)
         for socket in list(self._handlers):
             socket.close(200)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import anyio
+import anyio.lowlevel
 import pytest
 from net_adapter_mesh import MeshAdapter, MeshConfig
 
@@ -47,6 +48,9 @@ async def test_adapter_two_nodes_replicate_on_either_loop(node):
             await other.wait({}, 1.0)
     assert [event.raw for event in page.events] == [b"one", b"two"]
     assert [event.origin for event in page.events] == [node.origin] * 2
+    with anyio.fail_after(10):
+        while max(observed) < batch.events[-1].ts:  # no event tells
+            await anyio.lowlevel.checkpoint()
     assert max(observed) == batch.events[-1].ts
     await other.close()
 
@@ -108,6 +112,20 @@ async def test_bus_takes_the_settings_as_a_dict():
         assert bus.stats().adapter["mesh"] == "dict"
     with pytest.raises(ConfigError, match="lisen"):
         EventBus(EventBusConfig(adapter={"kind": "mesh", "lisen": "tcp://127.0.0.1:1"}))
+
+
+def test_adapter_left_open_does_not_hold_up_the_end_of_the_process():
+    """A program that ends without closing its node ends."""
+    code = """
+import anyio
+from net_adapter_mesh import MeshAdapter, MeshConfig
+from netcore.testing.contract import adapter_context
+adapter = MeshAdapter(MeshConfig(listen="tcp://127.0.0.1:*", peers=["tcp://127.0.0.1:9"]))
+async def main():
+    await adapter.open(adapter_context())
+anyio.run(main)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=20).returncode == 0
 
 
 def test_plugin_module_imports_nothing_heavy():
