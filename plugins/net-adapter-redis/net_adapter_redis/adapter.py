@@ -10,21 +10,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from net_adapter_redis.config import RedisConfig
 from net_adapter_redis.positions import Position, entry_id
 from net_adapter_redis.resp import command
-from netcore.contracts.adapter import (
+from netcore import (
     Adapter,
+    AdapterClosedError,
     AdapterContext,
+    AdapterError,
+    AdapterRefusedError,
     Batch,
     Capabilities,
+    CursorError,
     Health,
     ReadRequest,
     ShardPage,
     Stream,
-)
-from netcore.errors import (
-    AdapterClosedError,
-    AdapterError,
-    AdapterRefusedError,
-    CursorError,
 )
 
 if TYPE_CHECKING:

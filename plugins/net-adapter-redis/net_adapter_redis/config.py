@@ -8,8 +8,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
-from netcore.config import AdapterConfig, mask_credentials
-from netcore.errors import ConfigError
+from netcore import AdapterConfig, ConfigError, mask_credentials
 
 __all__ = ["RedisConfig"]
 

@@ -6,8 +6,7 @@ import math
 from typing import Any, Final
 
 from net_adapter_redis.layout import PackedBatch, unpack
-from netcore.contracts.adapter import ShardPage
-from netcore.events import StoredEvent
+from netcore import ShardPage, StoredEvent
 
 __all__ = ["Density"]
 

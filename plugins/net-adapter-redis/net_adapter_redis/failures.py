@@ -11,7 +11,7 @@ from typing import Final
 
 from redis import exceptions as redis_errors
 
-from netcore.errors import AdapterError, AdapterRefusedError, FatalAdapterError, TransientAdapterError
+from netcore import AdapterError, AdapterRefusedError, FatalAdapterError, TransientAdapterError
 
 __all__ = ["moved_to", "translate"]
 

@@ -19,8 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
-from netcore.contracts.adapter import Batch
-from netcore.events import StoredEvent
+from netcore import Batch, StoredEvent
 
 __all__ = [
     "PackedBatch",

@@ -16,7 +16,7 @@ from typing import Any, Final
 from redis import exceptions as redis_errors
 from redis.asyncio.connection import AbstractConnection
 
-from netcore.errors import AdapterClosedError
+from netcore import AdapterClosedError
 
 __all__ = ["Link"]
 

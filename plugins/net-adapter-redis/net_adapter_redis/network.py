@@ -24,7 +24,7 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from net_adapter_redis.config import RedisConfig
 from net_adapter_redis.links import Link
 from net_adapter_redis.resp import command
-from netcore.errors import ConfigError
+from netcore import ConfigError
 
 __all__ = ["Network"]
 

@@ -10,7 +10,7 @@ from redis import exceptions as redis_errors
 from net_adapter_redis.failures import translate
 from net_adapter_redis.resp import command
 from net_adapter_redis.session import Session
-from netcore.errors import AdapterRefusedError, TransientAdapterError
+from netcore import AdapterRefusedError, TransientAdapterError
 
 __all__ = ["check_server"]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from net_adapter_redis.adapter import RedisAdapter
-from netcore.contracts.adapter import Adapter
-from netcore.plugins.spec import hookimpl
+from netcore import Adapter, hookimpl
 
 
 @hookimpl

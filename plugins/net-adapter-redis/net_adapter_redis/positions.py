@@ -16,8 +16,7 @@ from typing import Final
 
 import msgspec
 
-from netcore.contracts.adapter import position_error
-from netcore.errors import CursorError
+from netcore import CursorError, position_error
 
 __all__ = ["BEGINNING", "Position", "entry_id"]
 

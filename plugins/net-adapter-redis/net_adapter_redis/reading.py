@@ -15,8 +15,7 @@ from net_adapter_redis.density import Density
 from net_adapter_redis.layout import PackedBatch, decode_alike, decode_each, decode_slice, event_from
 from net_adapter_redis.positions import Position, entry_id
 from net_adapter_redis.resp import command
-from netcore.contracts.adapter import Gap, ReadRequest, ShardPage
-from netcore.events import StoredEvent
+from netcore import Gap, ReadRequest, ShardPage, StoredEvent
 
 __all__ = ["Intake", "Scan", "StreamState", "look", "state_from"]
 

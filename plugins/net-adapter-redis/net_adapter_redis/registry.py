@@ -16,7 +16,7 @@ from net_adapter_redis.keys import PROBED
 from net_adapter_redis.positions import entry_id
 from net_adapter_redis.resp import command
 from net_adapter_redis.session import Session
-from netcore.errors import AdapterError
+from netcore import AdapterError
 
 __all__ = ["AHEAD", "Registry"]
 

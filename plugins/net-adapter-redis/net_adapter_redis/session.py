@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from net_adapter_redis.failures import translate
 from net_adapter_redis.keys import Keys
-from netcore.errors import AdapterClosedError, AdapterError
+from netcore import AdapterClosedError, AdapterError
 
 if TYPE_CHECKING:
     from net_adapter_redis.config import RedisConfig

@@ -13,8 +13,7 @@ from net_adapter_redis.positions import BEGINNING, Position
 from net_adapter_redis.registry import AHEAD, Registry
 from net_adapter_redis.resp import command
 from net_adapter_redis.session import Session
-from netcore.contracts.adapter import Stream
-from netcore.errors import AdapterClosedError, AdapterError
+from netcore import AdapterClosedError, AdapterError, Stream
 
 __all__ = ["Waiter"]
 

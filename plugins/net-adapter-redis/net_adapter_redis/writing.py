@@ -17,8 +17,7 @@ from net_adapter_redis.registry import Registry
 from net_adapter_redis.resp import array, bulk, command
 from net_adapter_redis.script import SCRIPT, SHA
 from net_adapter_redis.session import Session
-from netcore.contracts.adapter import Batch
-from netcore.errors import AdapterError, AdapterRefusedError, FatalAdapterError, TransientAdapterError
+from netcore import AdapterError, AdapterRefusedError, Batch, FatalAdapterError, TransientAdapterError
 
 __all__ = ["Writer"]
 
