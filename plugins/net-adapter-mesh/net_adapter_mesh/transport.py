@@ -66,11 +66,14 @@ class Waker:
                 self._outer.send(b"", zmq.NOBLOCK)
 
     def clear(self) -> None:
-        """Take the wake-up; what is asked for from now on wakes again."""
+        """Take the wake-up; what is asked for from now on wakes again.
+
+        Both under the lock: a wake-up taken here while it counts as under way would be the last.
+        """
         with self._lock:
+            while self.inner.poll(0):
+                self.inner.recv(zmq.NOBLOCK)
             self._pending = False
-        while self.inner.poll(0):
-            self.inner.recv(zmq.NOBLOCK)
 
     def close(self) -> None:
         """Release both ends."""

@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+import threading
 
 import anyio
 import anyio.lowlevel
 import pytest
+import zmq
 from net_adapter_mesh import MeshAdapter, MeshConfig
+from net_adapter_mesh.transport import Waker
 
 from netcore import (
     AdapterClosedError,
@@ -112,6 +115,31 @@ async def test_bus_takes_the_settings_as_a_dict():
         assert bus.stats().adapter["mesh"] == "dict"
     with pytest.raises(ConfigError, match="lisen"):
         EventBus(EventBusConfig(adapter={"kind": "mesh", "lisen": "tcp://127.0.0.1:1"}))
+
+
+def test_waker_wakes_again_whenever_it_is_taken():
+    """Wake-ups that race with their being taken are never the last: each leaves one to be seen."""
+    context = zmq.Context()
+    waker = Waker(context, "test")
+    stop = threading.Event()
+    wanted = [0]
+
+    def ask():
+        while not stop.is_set():
+            wanted[0] += 1
+            waker()
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(2000):
+        assert waker.inner.poll(5000), "nobody wakes any more"
+        waker.clear()
+    stop.set()
+    for thread in threads:
+        thread.join(10)
+    waker.close()
+    context.term()
 
 
 def test_adapter_left_open_does_not_hold_up_the_end_of_the_process():
