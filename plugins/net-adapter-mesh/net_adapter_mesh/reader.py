@@ -10,8 +10,7 @@ from typing import Final
 from net_adapter_mesh.frames import FrameError, decode_body
 from net_adapter_mesh.lane import Entry
 from net_adapter_mesh.log import Log
-from netcore import CursorError, Gap, IndexedEvent, ShardPage, StoredEvent, Stream
-from netcore.contracts.adapter import position_error
+from netcore import CursorError, Gap, IndexedEvent, ShardPage, StoredEvent, Stream, position_error
 
 __all__ = ["Reader"]
 
