@@ -67,7 +67,8 @@ class TestMeshDurable(TestMeshInMemory):
         """Build nodes without peers, each in a directory of its own."""
 
         def make(directory="log", **overrides):
-            return OneOrigin(MeshConfig(log=str(tmp_path / directory), **overrides))
+            settings = {"timeout_ms": 30_000, **overrides}  # a busy disk may take seconds to sync
+            return OneOrigin(MeshConfig(log=str(tmp_path / directory), **settings))
 
         return make
 
