@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 import weakref
+from abc import ABC, abstractmethod
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -65,7 +66,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class ServerProcess:
+class ServerProcess(ABC):
     """One server process: start it, hurt it, start it again on the same port and data.
 
     A subclass says what to run (`command`) and how to tell that it answers (`answers`). Calls block
@@ -88,13 +89,13 @@ class ServerProcess:
         self._process: subprocess.Popen[bytes] | None = None
         _alive.add(self)
 
+    @abstractmethod
     def command(self) -> list[str]:
         """Return the command line; called at each start, may write configuration files."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answers(self) -> bool:
         """Tell whether it is ready to serve. An `OSError` counts as no."""
-        raise NotImplementedError
 
     @property
     def running(self) -> bool:
