@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from typing import Any
 from unittest import mock
 
 import anyio
+import anyio.lowlevel
 from anyio.from_thread import start_blocking_portal
 from bus_lab import Lab, check_identity
 from hypothesis import settings
@@ -25,7 +28,7 @@ from netcore import (
 from netcore.contracts.adapter import Batch
 from netcore.dispatch.dispatcher import Backoff
 
-MODES = ["well", "transient", "ambiguous", "refusing"]
+MODES = ["well", "slow", "transient", "ambiguous", "refusing"]
 KEYS = ["a", "b", "c", None]
 
 
@@ -81,6 +84,9 @@ class BusMachine(RuleBasedStateMachine):
                 raise AdapterRefusedError("no")
             if any(event.raw.startswith(b"poison") for event in batch.events):
                 raise FatalAdapterError("poison")
+            if self.mode == "slow":
+                for _ in range(5):
+                    await anyio.lowlevel.checkpoint()
             await inner(batch)
             self.order += [event.raw for event in batch.events if event.raw not in self.order]
             if self.mode == "ambiguous":
@@ -126,9 +132,9 @@ class BusMachine(RuleBasedStateMachine):
     def flush(self) -> None:
         """With a working adapter it ends, and all is settled; otherwise it gives up or had nothing to do."""
         try:
-            self.portal.call(self.bus.flush, 20 if self.mode == "well" else 0.02)
+            self.portal.call(self.bus.flush, 20 if self.works else 0.02)
         except FlushTimeoutError:
-            assert self.mode != "well"
+            assert not self.works
         else:
             assert self.bus.stats().in_flight == 0
 
@@ -163,7 +169,43 @@ class BusMachine(RuleBasedStateMachine):
         if len(self.bus.stats().shards) < 5:
             self.portal.call(self.bus.add_shards, count)
 
-    @precondition(lambda self: self.mode == "well")
+    @rule(
+        threads=st.integers(1, 3),
+        each=st.integers(1, 20),
+        step=st.sampled_from(["add", "remove", "poll", "flush"]),
+    )
+    def under_fire(self, threads: int, each: int, step: str) -> None:
+        """Threads ingest, each a key of its own, while the bus is scaled, polled or flushed."""
+        outcomes: dict[bytes, tuple[int, int] | None] = {}
+
+        def produce(raws: list[bytes]) -> None:
+            for raw in raws:
+                with contextlib.suppress(BackpressureError):
+                    outcomes[raw] = self.bus.ingest_raw(raw, self.keys[raw])
+
+        loads = [[self.fresh(False, KEYS[number]) for _ in range(each)] for number in range(threads)]
+        producers = [threading.Thread(target=produce, args=(raws,)) for raws in loads]
+        for producer in producers:
+            producer.start()
+        shards = [shard.id for shard in self.bus.stats().shards]
+        if step == "add" and len(shards) < 5:
+            self.portal.call(self.bus.add_shards, 1)
+        elif step == "remove" and len(shards) > 1 and self.works:
+            self.portal.call(self.bus.remove_shards, shards[:1])
+        elif step == "poll":
+            self.read(self.chains[0], 7)
+        elif self.works:
+            self.portal.call(self.bus.flush, 20)
+        for producer in producers:
+            producer.join()
+        self.accepted.update((raw, pair) for raw, pair in outcomes.items() if pair is not None)
+
+    @property
+    def works(self) -> bool:
+        """Whether the adapter stores what it is given."""
+        return self.mode in ("well", "slow")
+
+    @precondition(lambda self: self.works)
     @rule(data=st.data())
     def remove(self, data: st.DataObject) -> None:
         """Remove one; the last one stays."""
@@ -237,4 +279,6 @@ class TrioBusMachine(BusMachine):
 
 TestBusOnAsyncio = BusMachine.TestCase
 TestBusOnTrio = TrioBusMachine.TestCase
-TestBusOnAsyncio.settings = TestBusOnTrio.settings = settings(stateful_step_count=30, max_examples=10)
+TestBusOnAsyncio.settings = TestBusOnTrio.settings = settings(
+    stateful_step_count=30, max_examples=max(10, settings.default.max_examples // 4)
+)
