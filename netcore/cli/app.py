@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TextIO
 
 import click
 
@@ -74,7 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     # The library's warnings (a plugin that did not load, a bus that retries) in the tool's own voice.
     logging.basicConfig(level=logging.WARNING, format="netcore: %(message)s")
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    code = run(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except (OSError, ValueError):
+        _silence(sys.stderr)  # nobody reads the complaints; the exit code still tells
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -118,11 +124,16 @@ def _explain(error: BaseException) -> tuple[str, int]:
 
 def _had_enough() -> int:
     """End quietly: whoever read the output closed the pipe, which is no failure."""
+    _silence(sys.stdout)
+    return 0
+
+
+def _silence(stream: TextIO) -> None:
+    """Lead a stream whose pipe is closed nowhere, or the interpreter's last flush meets the pipe again."""
     null = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(null, sys.stdout.fileno())  # or the interpreter's last flush meets the pipe again
-    except (OSError, ValueError):  # stdout is no real file, as in tests
+        os.dup2(null, stream.fileno())
+    except (OSError, ValueError):  # it is no real file, as in tests
         pass
     finally:
         os.close(null)
-    return 0

@@ -33,7 +33,9 @@ class Cli:
         self.install(site, "netcore-test-shelf", "shelf = netcore_test_shelf")
         self.site = site
         self.shelf = ["--adapter", "shelf", "--set", f"folder={folder / 'shelf'}"]
-        self.env = {k: v for k, v in os.environ.items() if not k.startswith("NETCORE_")}
+        # Unbuffered, Python has nothing left to flush at its end, which is one of the things to test.
+        left_out = ("NETCORE_", "PYTHONUNBUFFERED")
+        self.env = {k: v for k, v in os.environ.items() if not k.startswith(left_out)}
         self.env |= {"PYTHONPATH": str(site), "NETCORE_PLUGINS": "shelf,jsonpath", "COLUMNS": "120"}
         self._running: list[subprocess.Popen[bytes]] = []
 
