@@ -90,7 +90,7 @@ class Router:
     Attributes:
         routes: what a push needs, by slot.
         table: (present gate by shard id, owning shard's id by slot), of one moment.
-        moved_late: called, with the donor's ring locked, when a worker drained an event from a
+        moved_late: called, with no lock held, when a worker drained an event from a
             ring that its key had already left (`scaling.resharding` keeps its order).
     """
 
