@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
@@ -125,6 +126,15 @@ class AsyncioRuntime(Runtime):
     def call_soon_threadsafe(self, function: Callable[[], object]) -> bool:
         try:
             self._loop.call_soon_threadsafe(function)
+        except RuntimeError:
+            return False
+        return True
+
+    def call_next(self, function: Callable[[], object]) -> bool:
+        if threading.get_ident() != self.thread_id:
+            return self.call_soon_threadsafe(function)
+        try:
+            self._loop.call_soon(function)  # without the system call
         except RuntimeError:
             return False
         return True

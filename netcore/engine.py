@@ -20,6 +20,7 @@ from netcore.contracts.adapter import Adapter, AdapterContext, Batch
 from netcore.dispatch.batcher import Batcher
 from netcore.dispatch.dead_letters import DeadLetterFile
 from netcore.dispatch.dispatcher import Dispatcher, DispatchEvents
+from netcore.dispatch.wakeups import Wakeups
 from netcore.errors import FlushTimeoutError, TransientAdapterError, describe, message_of
 from netcore.events import IndexedEvent
 from netcore.ingest.clock import Clock
@@ -65,6 +66,7 @@ class Engine:
         self.scaling: deque[ScalingRecord] = deque(maxlen=32)
         self.timeout_s: Final = config.adapter_timeout_ms / 1e3
         self.runtime: Runtime
+        self.wakeups: Wakeups
         self.progress: Progress
         self.observers: Observers
         self._retired: tuple[frozenset[int], dict[str, int]] = (frozenset(), dict.fromkeys(_SUMMED, 0))
@@ -80,6 +82,7 @@ class Engine:
     async def open(self, runtime: Runtime, observers: Observers) -> None:
         """Connect the adapter, then start the shards; on failure everything is released again."""
         self.runtime = runtime
+        self.wakeups = Wakeups(runtime)
         self.progress = Progress(runtime)
         self.observers = observers
         self.producer = os.urandom(16).hex()
@@ -153,7 +156,7 @@ class Engine:
 
     def _wake(self, function: Callable[[], object]) -> None:
         """Wake a worker; where its loop is gone, take no more events. Any thread, its ring locked."""
-        if not self.runtime.call_soon(function) and self.lifecycle.state is State.OPEN:
+        if not self.wakeups.wake(function) and self.lifecycle.state is State.OPEN:
             self.lifecycle.move(State.ABANDONED)
             self.router.close()
 

@@ -132,6 +132,10 @@ class Runtime(ABC):
             return False
         return True
 
+    def call_next(self, function: Callable[[], object]) -> bool:
+        """Run `function` in the loop's next turn; any thread. False: the loop is gone."""
+        return self.call_soon_threadsafe(function)
+
     @abstractmethod
     async def within(self, awaitable: Awaitable[T], timeout: float) -> T:
         """Await in this very task; at `timeout` seconds cancel once and raise `TimeoutError`.

@@ -6,12 +6,16 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable
 from itertools import accumulate
+from typing import Final
 
 from netcore.ingest.ring import NOTHING, Columns
 from netcore.ingest.shard import Shard
 from netcore.runtime import Progress
 
 __all__ = ["Batcher"]
+
+FENCE_S: Final = 0.25
+"""A worker before a fence looks again this often; whatever settles events tells it sooner."""
 
 
 class Batcher:
@@ -111,4 +115,4 @@ class Batcher:
             elif self._shard.ring.head < fence.position:
                 return
             else:
-                await self._progress.wait(min(0.1, fence.deadline - self._now()))
+                await self._progress.wait(min(FENCE_S, fence.deadline - self._now()))
