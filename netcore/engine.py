@@ -12,7 +12,6 @@ import os
 import random
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Any, Final
 
 from netcore.config import EventBusConfig
@@ -82,7 +81,7 @@ class Engine:
     async def open(self, runtime: Runtime, observers: Observers) -> None:
         """Connect the adapter, then start the shards; on failure everything is released again."""
         self.runtime = runtime
-        self.wakeups = Wakeups(runtime)
+        self.wakeups = Wakeups(runtime, self._loop_gone)
         self.progress = Progress(runtime)
         self.observers = observers
         self.producer = os.urandom(16).hex()
@@ -146,7 +145,7 @@ class Engine:
             self.next_shard,
             self.config.ring_capacity,
             signal,
-            wake=functools.partial(self._wake, signal.set),
+            wake=functools.partial(self.wakeups.wake, signal.set),
             moved=functools.partial(runtime.call_soon_threadsafe, self.progress.notify),
         )
         self.start_worker(shard)
@@ -154,9 +153,9 @@ class Engine:
         self.shards[shard.id] = shard
         return shard
 
-    def _wake(self, function: Callable[[], object]) -> None:
-        """Wake a worker; where its loop is gone, take no more events. Any thread, its ring locked."""
-        if not self.wakeups.wake(function) and self.lifecycle.state is State.OPEN:
+    def _loop_gone(self) -> None:
+        """Take no more events: nobody is there to store them. Any thread, maybe with a ring locked."""
+        if self.lifecycle.state is State.OPEN:
             self.lifecycle.move(State.ABANDONED)
             self.router.close()
 

@@ -24,25 +24,29 @@ class Wakeups:
 
     Args:
         runtime: the loop.
+        gone: called, on the thread that finds it out, when the loop is gone.
     """
 
-    __slots__ = ("_called", "_called_at", "_due", "_runtime")
+    __slots__ = ("_called", "_called_at", "_due", "_gone", "_runtime")
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, gone: Callable[[], object]) -> None:
         self._runtime = runtime
+        self._gone = gone
         self._due: deque[Callable[[], object]] = deque()
         self._called = False
         self._called_at = 0.0
 
-    def wake(self, function: Callable[[], object]) -> bool:
-        """Have `function` called on the loop's thread soon; any thread. False: the loop is gone."""
+    def wake(self, function: Callable[[], object]) -> None:
+        """Have `function` called on the loop's thread soon; any thread, maybe with its ring locked."""
         # First the entry, then the look: `_run` takes the flag down before it looks at the entries.
         self._due.append(function)
-        if self._called and time.monotonic() - self._called_at < STALE_S:
-            return True
-        self._called_at = time.monotonic()
+        now = time.monotonic()
+        if self._called and now - self._called_at < STALE_S:
+            return
+        self._called_at = now
         self._called = True
-        return self._runtime.call_next(self._run)
+        if not self._runtime.call_next(self._run):
+            self._gone()
 
     def _run(self) -> None:
         self._called = False
