@@ -302,6 +302,24 @@ async def test_remove_shards_of_a_wedged_adapter_ends_at_its_timeout_and_counts_
         stuck.release()
 
 
+async def test_remove_shards_whose_append_hangs_gives_up_that_shard_and_nothing_else() -> None:
+    """A store that gives no answer, and can be cancelled: at the time-out the bus goes on without the shard."""
+    async with faulty_bus(shards=2) as (bus, adapter):
+        leaving = home(bus, "a")
+        await bus.flush(timeout=10)
+        held = adapter.hold("append", shard=leaving)
+        home(bus, "a")
+        await held.reached()
+        with anyio.fail_after(5):
+            assert await bus.remove_shards([leaving], timeout=0.2) == [leaving]
+        assert (bus.stats().lost, bus.stats().lossy) == (1, True)
+        assert home(bus, "a") != leaving
+        await bus.flush(timeout=10)
+        assert bus.stats().dispatched == 2
+        assert await bus.add_shards(1) == [2]
+        held.release()
+
+
 async def test_remove_shards_during_an_outage_loses_nothing_once_it_ends() -> None:
     """Transient failures only delay a removal."""
     async with faulty_bus(shards=2) as (bus, adapter):
