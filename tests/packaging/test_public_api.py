@@ -120,9 +120,26 @@ HEAVY = {
 }  # fmt: skip
 
 
-def test_import_netcore_loads_nothing_heavy() -> None:
+def test_import_netcore_alone_loads_none_of_it() -> None:
+    """Names are loaded when they are used: a plugin that wants `hookimpl` gets no bus, and no event loop."""
+    assert {name for name in _loaded_by("import netcore") if name.startswith("netcore")} == {"netcore"}
+    assert "netcore.bus" not in _loaded_by("from netcore import hookimpl, ConfigError, AdapterConfig")
+
+
+def test_public_names_are_listed_before_they_are_loaded() -> None:
+    """Completion in a shell looks at `dir`; a name that is none is told as such, and loads nothing."""
+    code = "import netcore; print(*dir(netcore), netcore.__name__); print(hasattr(netcore, 'EventBuss'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    listed, has = done.stdout.splitlines()
+    assert set(listed.split()) >= set(netcore.__all__)
+    assert has == "False"
+
+
+def test_import_of_the_bus_loads_nothing_heavy() -> None:
     """What makes an import slow is what it loads: no client, no plugin, no terminal library, no server."""
-    loaded = _loaded_by("import netcore")
+    loaded = _loaded_by("from netcore import EventBus, EventBusConfig, ConsumeRequest")
     assert loaded & (HEAVY | {"click"}) == set()
     assert not [name for name in loaded if name.startswith(("net_adapter_", "net_filter_"))]
 
