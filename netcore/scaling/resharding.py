@@ -210,8 +210,9 @@ class Resharding:
         for shard in late:
             engine.workers[shard.id].cancel()
         lost = 0
+        patience = time.monotonic() + GRACE_S  # for all of them together
         for shard in late:
-            await engine.workers[shard.id].join(GRACE_S)
+            await engine.workers[shard.id].join(max(0.0, patience - time.monotonic()))
             count = shard.give_up()
             lost += count
             if count:  # the shutdown may have been first to count and to tell

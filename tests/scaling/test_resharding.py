@@ -302,6 +302,23 @@ async def test_remove_shards_of_a_wedged_adapter_ends_at_its_timeout_and_counts_
         stuck.release()
 
 
+async def test_remove_shards_several_wedged_end_at_the_timeout_together() -> None:
+    """The second of grace is for the step, not for each of its shards."""
+    async with faulty_bus(shards=5) as (bus, adapter):
+        stuck = adapter.hang_uncancellable("append", times=None, store=False)
+        keys = iter(range(1000))
+        while not all(shard.in_flight for shard in bus.stats().shards):
+            home(bus, str(next(keys)))
+            await anyio.sleep(0.001)
+        began = anyio.current_time()
+        await bus.remove_shards([0, 1, 2, 3], timeout=0.2)
+        assert anyio.current_time() - began < 2.0
+        stats = bus.stats()
+        assert [shard.id for shard in stats.shards] == [4]
+        assert stats.ingested == stats.lost + stats.in_flight
+        stuck.release()
+
+
 async def test_remove_shards_whose_append_hangs_gives_up_that_shard_and_nothing_else() -> None:
     """A store that gives no answer, and can be cancelled: at the time-out the bus goes on without the shard."""
     async with faulty_bus(shards=2) as (bus, adapter):
