@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
+import os
 import pkgutil
 import subprocess
 import sys
@@ -103,6 +105,41 @@ def _import(name: str) -> ModuleType:
         if (error.name or "net").startswith("net"):
             raise
         pytest.skip(f"needs {error.name}, which an extra installs")
+
+
+@pytest.mark.parametrize(
+    "package",
+    sorted([*ROOT.glob("plugins/*/net_*"), *ROOT.glob("examples/plugins/*/net_*")]),
+    ids=lambda path: path.name,
+)
+def test_plugin_uses_public_names_only(package: Path) -> None:
+    """What a plugin of this repository needs, a third party's may use as well."""
+    used = set()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "netcore":
+                used |= {f"{node.module}.{alias.name}" for alias in node.names}
+            elif isinstance(node, ast.Import):
+                used |= {alias.name for alias in node.names if alias.name.startswith("netcore.")}
+    assert used
+    assert used <= {f"netcore.{name}" for name in netcore.__all__}
+
+
+@pytest.mark.parametrize(
+    ("distribution", "provides"),
+    [
+        ("net-backpressure-priority", "backpressure policy priority"),
+        ("net-scaling-schedule", "scaling policy schedule"),
+    ],
+)
+def test_example_plugin_is_found_by_the_command_line(distribution: str, provides: str) -> None:
+    """Installed like any third party's: listed with its version and what it brings, and nothing wrong with it."""
+    command = [sys.executable, "-m", "netcore", "plugins", "--json"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("NETCORE_")}
+    done = subprocess.run(command, capture_output=True, check=True, timeout=60, env=env)
+    (found,) = [plugin for plugin in json.loads(done.stdout) if plugin["distribution"] == distribution]
+    assert (found["provides"], found["error"]) == ([provides], "")
+    assert found["version"]
 
 
 def _loaded_by(code: str) -> set[str]:

@@ -85,6 +85,26 @@ async def test_monitor_without_auto_apply_only_suggests() -> None:
         assert len(bus.stats().shards) == 2
 
 
+@pytest.mark.parametrize("stepped", [False, True])
+async def test_suggestions_of_the_built_in_policy_on_one_state_are_equal(stepped: bool) -> None:
+    """Asking, and the time between two questions, changes neither the answer nor its reason."""
+    async with EventBus(config("utilization", auto_apply=False)) as bus:
+        for number in range(50):
+            bus.ingest({"n": number})
+        await bus.flush(timeout=10)
+        await bus._monitor.tick()
+        if stepped:
+            await bus.add_shards(1)
+        before = bus.stats()
+        first = await bus.suggest_scaling()
+        await anyio.sleep(0.11)  # the passing of time is what is tested
+        assert await bus.suggest_scaling() == first
+        assert first.reason
+        after = bus.stats()
+        assert (after.scaling, after.ingested) == (before.scaling, before.ingested)
+        assert [shard.window for shard in after.shards] == [shard.window for shard in before.shards]
+
+
 async def test_monitor_cooldown_holds_automatic_steps_and_operators_reset_it() -> None:
     """Within the cooldown nothing automatic happens; an operator's step happens, and begins it anew."""
     now = [1000.0]
