@@ -125,6 +125,27 @@ async def test_monitor_cooldown_holds_automatic_steps_and_operators_reset_it() -
         assert len(bus.stats().shards) == 5
 
 
+async def test_monitor_cooldown_counts_from_the_end_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that takes longer than the cooldown is not followed by the next one at once."""
+    now = [1000.0]
+    async with EventBus(config(Scripted(AddShards(1, "more")), cooldown_ms=5000)) as bus:
+        apply = bus._resharding.apply
+
+        async def slowly(decision: ScalingDecision) -> list[int]:
+            now[0] += 60
+            return await apply(decision)
+
+        bus._monitor._now = lambda: now[0]
+        monkeypatch.setattr(bus._resharding, "apply", slowly)
+        await bus._monitor.tick()
+        now[0] += 4.9
+        await bus._monitor.tick()
+        assert len(bus.stats().shards) == 3
+        now[0] += 0.2
+        await bus._monitor.tick()
+        assert len(bus.stats().shards) == 4
+
+
 @pytest.mark.parametrize(
     ("decision", "expected"),
     [
