@@ -146,22 +146,24 @@ _MODULES = (
 """Where the public names are defined; what takes longest to load stands last."""
 
 
-def __getattr__(name: str) -> Any:
-    """Load a public name on first use; `Filter` and `FilterBuilder` from the installed filter plugin."""
-    if name in ("Filter", "FilterBuilder"):
-        from netcore.plugins.manager import default_manager
+if not TYPE_CHECKING:  # type checkers know the names from above, and can tell one that is not there
 
-        language: Any = default_manager().registry.filter("jsonpath")
-        return language if name == "Filter" else language.Builder
-    if name in __all__:
-        from importlib import import_module
+    def __getattr__(name: str) -> Any:
+        """Load a public name on first use; `Filter` and `FilterBuilder` from the installed filter plugin."""
+        if name in ("Filter", "FilterBuilder"):
+            from netcore.plugins.manager import default_manager
 
-        for module in _MODULES:
-            value = vars(import_module(f"netcore.{module}")).get(name)
-            if value is not None:
-                globals()[name] = value  # the next look-up costs what any global's does
-                return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            language: Any = default_manager().registry.filter("jsonpath")
+            return language if name == "Filter" else language.Builder
+        if name in __all__:
+            from importlib import import_module
+
+            for module in _MODULES:
+                value = vars(import_module(f"netcore.{module}")).get(name)
+                if value is not None:
+                    globals()[name] = value  # the next look-up costs what any global's does
+                    return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
