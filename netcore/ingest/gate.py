@@ -26,18 +26,24 @@ NOTHING: Final = Columns([], [])
 
 
 class Gate:
-    """What a producer looks at.
+    """What a slot leads to: all that a push needs, in one small object.
+
+    With many shards a push waits for the processor's cache; each object less is a miss less.
 
     Attributes:
+        entries: where to push.
         limit: while `entries` is shorter than this, push without asking.
         attention: heed this after the push.
+        shard: the shard's id.
         ring: the ring behind the gate.
     """
 
-    __slots__ = ("attention", "limit", "ring")
+    __slots__ = ("attention", "entries", "limit", "ring", "shard")
 
     def __init__(self, ring: Ring) -> None:
         self.ring: Final = ring
+        self.entries: Final = ring.entries
+        self.shard: Final = ring.shard
         self.limit = 0
         self.attention = True
 

@@ -85,13 +85,14 @@ class Producer:
             route = route_hash(data) if key is None else key_hash(key)
         else:
             data, route = normalise(data, key)
-        gate, entries, shard = self._router.routes[route & MASK]
+        gate = self._router.routes[route & MASK]
+        entries = gate.entries
         if len(entries) < gate.limit:
             ts = next(self._clock.counter)
             entries += (ts, data)
             if gate.attention:
                 return self._settle_push(gate, ts, data, route)
-            return shard, ts
+            return gate.shard, ts
         return self._enter(data, route)
 
     def ingest(self, event: Any, key: Key = None) -> Accepted | None:
@@ -118,11 +119,12 @@ class Producer:
             except ENCODE_ERRORS:
                 data = encoded(event)  # says what is wrong
             route = route_hash(data) if key is None else key_hash(key)
-            gate, entries, shard = self._router.routes[route & MASK]
+            gate = self._router.routes[route & MASK]
+            entries = gate.entries
             if len(entries) < gate.limit:
                 ts = next(self._clock.counter)
                 entries += (ts, data)
-                return self._settle_push(gate, ts, data, route) if gate.attention else (shard, ts)
+                return self._settle_push(gate, ts, data, route) if gate.attention else (gate.shard, ts)
             return self.ingest_raw(data, key)
         if isinstance(event, Event | RawEvent):
             return self.ingest_raw(event, key)
@@ -213,14 +215,13 @@ class Producer:
         """Decide on a pushed event whose gate asked for attention."""
         ring = gate.ring
         with ring.lock:
-            moved = ring.sealed or (
-                gate is not ring.gate and self._router.routes[route & MASK][0].ring is not ring
-            )
-            if not moved and ring.depth <= ring.capacity:
+            moved = gate is not ring.gate and self._router.routes[route & MASK].ring is not ring
+            if ring.depth <= ring.capacity and not moved and not ring.sealed:
                 if ring.wanted:
                     ring.rouse()
                 return ring.shard, ts
             withdrawn = ring.withdraw(ts)
+            moved = moved or ring.sealed
         if withdrawn:
             return self._enter(data, route)
         if moved:
@@ -248,9 +249,9 @@ class Producer:
     def _try_enter(self, data: bytes, route: int, *, may_wait: bool) -> Accepted | Ring | None:
         """Push, or do what the policy says; the ring to wait for if it says to wait."""
         while True:
-            ring = self._router.routes[route & MASK][0].ring
+            ring = self._router.routes[route & MASK].ring
             with ring.lock:
-                if self._router.routes[route & MASK][0].ring is not ring:
+                if self._router.routes[route & MASK].ring is not ring:
                     continue
                 if ring.sealed:
                     raise self._refusal()
@@ -270,7 +271,7 @@ class Producer:
                     "ingest would block the bus's own event loop; use `await bus.put(...)` there",
                 )
             with ring.lock:
-                if ring.sealed or self._router.routes[route & MASK][0].ring is not ring:
+                if ring.sealed or self._router.routes[route & MASK].ring is not ring:
                     continue
                 if verdict is Verdict.EVICT:
                     if ring.depth >= ring.capacity and ring.count:
@@ -314,7 +315,7 @@ class Producer:
     def _claim(self, ring: Ring, waiter: Waiter, data: bytes, route: int) -> Accepted | None:
         """Use the room that was granted; None if there is none: the ring is sealed, or the key moved."""
         with ring.lock:
-            here = self._router.routes[route & MASK][0].ring is ring and not ring.sealed
+            here = self._router.routes[route & MASK].ring is ring and not ring.sealed
             accepted = None
             if ring.leave(waiter) and here:
                 if ring.depth >= ring.capacity:  # an evicting newcomer found nothing to evict but this room

@@ -138,12 +138,12 @@ class Ring:
     @property
     def depth(self) -> int:
         """Events here, and room set aside for waiting producers."""
-        return self.count + self.reserved
+        return (len(self.entries) - self.start >> 1) + self.reserved
 
     @property
     def wanted(self) -> bool:
         """Whether the worker waits for what is here now."""
-        return self.asleep or self.count > self.fill_mark
+        return self.asleep or len(self.entries) - self.start > 2 * self.fill_mark
 
     def refresh(self) -> None:
         """Set the gate by the ring's state."""
@@ -151,9 +151,9 @@ class Ring:
         if self.sealed:
             gate.attention, gate.limit = True, 0
             return
-        limit = max(0, min(self.soft, self.fill_mark - FILL_MARGIN))
-        gate.limit = self.start + 2 * limit if limit and not self.waiters and not self.reserved else 0
-        gate.attention = self.asleep or self.count >= limit
+        items = 2 * min(self.soft, self.fill_mark - FILL_MARGIN)
+        gate.limit = self.start + items if items > 0 and not self.waiters and not self.reserved else 0
+        gate.attention = self.asleep or len(self.entries) - self.start >= items
 
     def push(self, ts: int, payload: bytes) -> None:
         """Append with the lock held, and wake the worker if it waits for this."""

@@ -7,7 +7,7 @@ other; assigning slots at random would leave them 25 % apart.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from netcore.ingest.clock import Clock
 from netcore.ingest.ring import Gate, Ring
@@ -22,9 +22,6 @@ slots taken one after the other lie far apart."""
 
 Owners: TypeAlias = list[int]
 """The shard id that owns each slot."""
-
-Route: TypeAlias = tuple[Gate, list[Any], int]
-"""What a push needs of its slot, resolved beforehand: gate, entries, shard id."""
 
 
 def spread(shards: list[int]) -> Owners:
@@ -86,7 +83,7 @@ class Router:
         clock: draws the timestamps.
 
     Attributes:
-        routes: what a push needs, by slot.
+        routes: the gate that each slot leads to.
         table: (present gate by shard id, owning shard's id by slot), of one moment.
         moved_late: called, with no lock held, when a worker drained an event from a
             ring that its key had already left (`scaling.resharding` keeps its order).
@@ -97,7 +94,7 @@ class Router:
     def __init__(self, clock: Clock) -> None:
         self.clock: Final = clock
         self.moved_late: Callable[[Ring, int], None] = _ignore
-        self.routes: list[Route] = []
+        self.routes: list[Gate] = []
         self.table: tuple[dict[int, Gate], Owners] = ({}, [])
         self.close()
 
@@ -109,10 +106,9 @@ class Router:
 
     def install(self, owners: Owners, rings: dict[int, Ring]) -> None:
         """Lead every slot to its owner's present gate."""
-        by_shard = {shard: (ring.gate, ring.entries, shard) for shard, ring in rings.items()}
-        routes = [by_shard[owner] for owner in owners]
-        self.table = ({shard: ring.gate for shard, ring in rings.items()}, owners)
-        self.routes = routes
+        gates = {shard: ring.gate for shard, ring in rings.items()}
+        self.table = (gates, owners)
+        self.routes = [gates[owner] for owner in owners]
 
 
 def _ignore(donor: Ring, route: int) -> None:

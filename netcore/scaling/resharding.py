@@ -156,7 +156,7 @@ class Resharding:
     def _moved_late(self, donor: Ring, route: int) -> None:
         """Hold back the key's next events until what its old worker has is settled; any thread."""
         shard = self._engine.shards.get(donor.shard)
-        home = self._engine.router.routes[route & MASK][0].ring
+        home = self._engine.router.routes[route & MASK].ring
         if shard is not None and shard.ring is donor and home is not donor and not home.sealed:
             drained = donor.drained
             home.put_fence(lambda: shard.settled >= drained, time.monotonic() + LATE_FENCE_S)

@@ -11,7 +11,7 @@ from netcore.errors import ClosedError
 from netcore.events import IndexedEvent, new_indexed
 from netcore.ingest.clock import Clock
 from netcore.ingest.producer import Producer
-from netcore.ingest.ring import Columns, Ring
+from netcore.ingest.ring import Columns, Gate, Ring
 from netcore.ingest.router import Router, add_shards, remove_shards, spread
 
 
@@ -62,6 +62,8 @@ class Watched(Ring):
         entries = Interruptible()
         entries.ring = self
         self.entries = entries  # type: ignore[misc]
+        self.gate = Gate(self)
+        self.refresh()
 
     def note_wake(self) -> None:
         """Stand for the worker's signal."""
@@ -133,4 +135,4 @@ class Bench:
         from netcore.ingest.payloads import key_hash
         from netcore.ingest.router import MASK
 
-        return self.router.routes[key_hash(key) & MASK][0].ring
+        return self.router.routes[key_hash(key) & MASK].ring

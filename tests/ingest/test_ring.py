@@ -206,9 +206,11 @@ class RingMachine(RuleBasedStateMachine):
 
     @rule()
     def renew_gate(self) -> None:
-        """Move slots: the gate is closed for good."""
+        """Move slots: the gate is closed for good; who waits is told to look again."""
         self.old_gates.append(self.ring.gate)
         assert self.ring.renew_gate() is self.ring.gate
+        assert set(map(id, self.queue)) <= set(map(id, self.told))
+        self.queue.clear()
 
     @rule()
     def seal(self) -> None:

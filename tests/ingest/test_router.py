@@ -107,14 +107,14 @@ def test_router_installed_leads_each_slot_to_its_owners_gate() -> None:
     router = Router(Clock())
     router.install(spread([3, 5]), rings)
     gates, owners = router.table
-    for slot, (gate, entries, shard) in enumerate(router.routes):
-        assert shard == owners[slot]
-        assert gate is rings[shard].gate is gates[shard]
-        assert entries is rings[shard].entries
+    for slot, gate in enumerate(router.routes):
+        assert gate.shard == owners[slot]
+        assert gate is rings[gate.shard].gate is gates[gate.shard]
+        assert gate.entries is rings[gate.shard].entries
 
 
 def test_router_closed_leads_to_a_sealed_ring() -> None:
     """Before open and after shutdown every slot refuses at its gate."""
     router = Router(Clock())
     assert len(router.routes) == SLOTS
-    assert all(gate.limit == 0 and gate.ring.sealed for gate, *_ in router.routes)
+    assert all(gate.limit == 0 and gate.ring.sealed for gate in router.routes)
