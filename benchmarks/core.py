@@ -211,7 +211,8 @@ def limits() -> list[Row]:
             "page of 1,000 of 1,000,000 : of 10,000", pages_of(1_000_000), pages_of(10_000), PAGES * 1000, 0.8
         ),
         Row("bytes a ringed event : payload + 160", ringed_bytes, lambda: 160.0, 1, 1.0),
-        Row("import netcore : 120 ms", start_up("-c", "import netcore"), lambda: 0.120, 1, 1.0),
+        # The bus, not the package alone, which loads its names when they are used.
+        Row("import netcore : 120 ms", start_up("-c", "from netcore import EventBus"), lambda: 0.120, 1, 1.0),
         Row("netcore --help : 250 ms", start_up("-m", "netcore", "--help"), lambda: 0.250, 1, 1.0),
     ]
 

@@ -12,59 +12,69 @@ backpressure policies, scaling policies, filters and observers are plugins (`net
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from netcore.bus import EventBus
-from netcore.config import AdapterConfig, BatchConfig, EventBusConfig, ScalingConfig, mask_credentials
-from netcore.consume.request import ConsumeRequest, ConsumeResponse
-from netcore.contracts.adapter import (
-    Adapter,
-    AdapterContext,
-    Batch,
-    Capabilities,
-    Gap,
-    Health,
-    ReadRequest,
-    ShardPage,
-    Stream,
-    position_error,
-)
-from netcore.contracts.filters import EventFilter, Matcher
-from netcore.contracts.policies import (
-    AddShards,
-    BackpressurePolicy,
-    FullShard,
-    NoChange,
-    RemoveShards,
-    ScalingDecision,
-    ScalingPolicy,
-    Verdict,
-)
-from netcore.errors import (
-    AdapterClosedError,
-    AdapterError,
-    AdapterRefusedError,
-    BackpressureError,
-    ClosedError,
-    ConfigError,
-    CursorError,
-    FatalAdapterError,
-    FilterError,
-    FlushTimeoutError,
-    IngestError,
-    NetcoreError,
-    PayloadError,
-    PluginError,
-    PluginNotFoundError,
-    ScalingError,
-    TransientAdapterError,
-)
-from netcore.events import Event, IndexedEvent, RawEvent, StoredEvent
-from netcore.plugins.spec import hookimpl
-from netcore.stats import EventBusStats, IngestSummary, ScalingRecord, ShardStats, ShardWindow, ShutdownReport
-
+# Each name is loaded when it is first used: a plugin's hook module needs `hookimpl` and no bus, and the
+# command line must be able to answer an interrupt before it has loaded anything.
+TYPE_CHECKING = False  # what type checkers take for true; to import `typing` would take as long as the rest
 if TYPE_CHECKING:
+    from typing import Any
+
     from net_filter_jsonpath import Filter, FilterBuilder
+
+    from netcore.bus import EventBus
+    from netcore.config import AdapterConfig, BatchConfig, EventBusConfig, ScalingConfig, mask_credentials
+    from netcore.consume.request import ConsumeRequest, ConsumeResponse
+    from netcore.contracts.adapter import (
+        Adapter,
+        AdapterContext,
+        Batch,
+        Capabilities,
+        Gap,
+        Health,
+        ReadRequest,
+        ShardPage,
+        Stream,
+        position_error,
+    )
+    from netcore.contracts.filters import EventFilter, Matcher
+    from netcore.contracts.policies import (
+        AddShards,
+        BackpressurePolicy,
+        FullShard,
+        NoChange,
+        RemoveShards,
+        ScalingDecision,
+        ScalingPolicy,
+        Verdict,
+    )
+    from netcore.errors import (
+        AdapterClosedError,
+        AdapterError,
+        AdapterRefusedError,
+        BackpressureError,
+        ClosedError,
+        ConfigError,
+        CursorError,
+        FatalAdapterError,
+        FilterError,
+        FlushTimeoutError,
+        IngestError,
+        NetcoreError,
+        PayloadError,
+        PluginError,
+        PluginNotFoundError,
+        ScalingError,
+        TransientAdapterError,
+    )
+    from netcore.events import Event, IndexedEvent, RawEvent, StoredEvent
+    from netcore.plugins.spec import hookimpl
+    from netcore.stats import (
+        EventBusStats,
+        IngestSummary,
+        ScalingRecord,
+        ShardStats,
+        ShardWindow,
+        ShutdownReport,
+    )
 
 __version__ = "0.1.0"
 
@@ -129,12 +139,33 @@ __all__ = [
     "position_error",
 ]
 
+_MODULES = (
+    "errors", "events", "config", "stats", "plugins.spec",
+    "contracts.filters", "contracts.policies", "contracts.adapter", "consume.request", "bus",
+)  # fmt: skip
+"""Where the public names are defined; what takes longest to load stands last."""
 
-def __getattr__(name: str) -> Any:
-    """Resolve `Filter` and `FilterBuilder` to the installed filter plugin, on first use."""
-    if name in ("Filter", "FilterBuilder"):
-        from netcore.plugins.manager import default_manager
 
-        language: Any = default_manager().registry.filter("jsonpath")
-        return language if name == "Filter" else language.Builder
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # type checkers know the names from above, and can tell one that is not there
+
+    def __getattr__(name: str) -> Any:
+        """Load a public name on first use; `Filter` and `FilterBuilder` from the installed filter plugin."""
+        if name in ("Filter", "FilterBuilder"):
+            from netcore.plugins.manager import default_manager
+
+            language: Any = default_manager().registry.filter("jsonpath")
+            return language if name == "Filter" else language.Builder
+        if name in __all__:
+            from importlib import import_module
+
+            for module in _MODULES:
+                value = vars(import_module(f"netcore.{module}")).get(name)
+                if value is not None:
+                    globals()[name] = value  # the next look-up costs what any global's does
+                    return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted({*globals(), *__all__})

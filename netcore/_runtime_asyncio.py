@@ -117,10 +117,18 @@ class AsyncioRuntime(Runtime):
     def signal(self) -> Signal:
         return _AsyncioSignal(self._loop)
 
-    def spawn(self, function: Callable[[], Coroutine[Any, Any, Any]], name: str) -> Task:
+    def spawn(
+        self,
+        function: Callable[[], Coroutine[Any, Any, Any]],
+        name: str,
+        *,
+        ended: Callable[[], object] | None = None,
+    ) -> Task:
         task = self._loop.create_task(function(), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        if ended is not None:
+            task.add_done_callback(lambda _: ended())
         return _AsyncioTask(task)
 
     def call_soon_threadsafe(self, function: Callable[[], object]) -> bool:

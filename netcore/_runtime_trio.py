@@ -40,11 +40,17 @@ class _TrioSignal(Signal):
 
 
 class _TrioTask(Task):
-    __slots__ = ("_ended", "_error", "_scope", "_value")
+    __slots__ = ("_ended", "_error", "_on_end", "_scope", "_value")
 
-    def __init__(self, function: Callable[[], Coroutine[Any, Any, Any]], name: str) -> None:
+    def __init__(
+        self,
+        function: Callable[[], Coroutine[Any, Any, Any]],
+        name: str,
+        on_end: Callable[[], object] | None,
+    ) -> None:
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
+        self._on_end = on_end
         self._value: Any = None
         self._error: BaseException | None = None
         trio.lowlevel.spawn_system_task(self._run, function, name=name)
@@ -61,6 +67,8 @@ class _TrioTask(Task):
             self._error = error
         finally:
             self._ended.set()
+            if self._on_end is not None:
+                self._on_end()
 
     @property
     def done(self) -> bool:
@@ -95,8 +103,14 @@ class TrioRuntime(Runtime):
     def signal(self) -> Signal:
         return _TrioSignal()
 
-    def spawn(self, function: Callable[[], Coroutine[Any, Any, Any]], name: str) -> Task:
-        return _TrioTask(function, name)
+    def spawn(
+        self,
+        function: Callable[[], Coroutine[Any, Any, Any]],
+        name: str,
+        *,
+        ended: Callable[[], object] | None = None,
+    ) -> Task:
+        return _TrioTask(function, name, ended)
 
     def call_soon_threadsafe(self, function: Callable[[], object]) -> bool:
         try:

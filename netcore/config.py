@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ else:  # msgspec checks the rest of a file's types; these three are resolved whe
 
 __all__ = ["AdapterConfig", "BatchConfig", "EventBusConfig", "ScalingConfig", "mask_credentials"]
 
+_log = logging.getLogger("netcore.config")
 _ENV_PREFIX: Final = "NETCORE_"
 _ENV_RESERVED: Final = ("NETCORE_TEST_", "NETCORE_PLUGINS")
 MAX_SHARDS: Final = 1024
@@ -164,15 +166,17 @@ class EventBusConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
         `NETCORE_SHARDS=8`, `NETCORE_BATCH__MAX_EVENTS=512`, `NETCORE_ADAPTER__URL=...`: two
         underscores step into a table; lists and tables are given as JSON. Names that start with
-        `NETCORE_TEST_` or `NETCORE_PLUGINS` mean other things and are passed over.
+        `NETCORE_TEST_` or `NETCORE_PLUGINS` mean other things and are passed over. Any other that
+        names no setting is ignored, and logged with what may have been meant: the environment is
+        shared, and not only by people (a service called `netcore` has others set `NETCORE_PORT`).
 
         Args:
             path: the file.
             env: the variables; default: the process environment.
 
         Raises:
-            ConfigError: unreadable, malformed, an unknown key, or a value out of range; the
-                message names file, key and value.
+            ConfigError: unreadable, malformed, an unknown key (a variable's inside a table
+                included), or a value out of range; the message names file, key and value.
         """
         file = Path(path)
         import tomllib  # only files need it
@@ -198,19 +202,50 @@ class EventBusConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             ConfigError: as `load`.
         """
         merged = dict(settings)
-        names = [
-            name
-            for name in sorted(env or {})
-            if name.startswith(_ENV_PREFIX) and not name.startswith(_ENV_RESERVED)
-        ]
+        env = env or {}
+        for name, guess in stray_variables(env).items():
+            _log.warning("%s names no setting and is ignored%s", name, guess)
+        names = [name for name in _variables(env) if _is_setting(name)]
         for name in names:
-            _override(merged, name, (env or {})[name])
+            _override(merged, name, env[name])
         if names:  # what is wrong may be in either
             source = f"{source} with {', '.join(names)}"
         try:
             return msgspec.convert(merged, cls, strict=False)
         except msgspec.ValidationError as error:
             raise ConfigError(f"{source}: {_spell_out(error)}") from error
+
+
+def _variables(env: Mapping[str, str]) -> list[str]:
+    return [n for n in sorted(env) if n.startswith(_ENV_PREFIX) and not n.startswith(_ENV_RESERVED)]
+
+
+def _is_setting(name: str) -> bool:
+    """Tell whether an environment variable's name begins with a setting of the bus."""
+    return name[len(_ENV_PREFIX) :].lower().split("__")[0] in EventBusConfig.__struct_fields__
+
+
+def stray_variables(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the `NETCORE_*` variables that name no setting, each with words of what may have been meant."""
+    return {name: _guess(name) for name in _variables(env) if not _is_setting(name)}
+
+
+def _guess(name: str) -> str:
+    """Word what may have been meant by a variable, or nothing."""
+    import difflib
+
+    tables = {
+        "batch": BatchConfig.__struct_fields__,
+        "scaling": ScalingConfig.__struct_fields__,
+        "adapter": (),
+    }
+    known = [*EventBusConfig.__struct_fields__, *(f"{t}__{field}" for t in tables for field in tables[t])]
+    key = name[len(_ENV_PREFIX) :].lower()
+    table, underscore, rest = key.partition("_")
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    if table in tables and underscore and close in ([], ["adapter"]):
+        close = [f"{table}__{rest}"]  # which settings an adapter has is its plugin's business
+    return f"; did you mean {_ENV_PREFIX}{close[0].upper()}?" if close else ""
 
 
 def _override(settings: dict[str, Any], name: str, text: str) -> None:

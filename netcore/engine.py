@@ -185,20 +185,29 @@ class Engine:
             rng=self._rng,
         )
         self.workers[shard.id] = self.runtime.spawn(
-            functools.partial(self._work, dispatcher), f"netcore shard {shard.id}"
+            functools.partial(self._work, shard, dispatcher),
+            f"netcore shard {shard.id}",
+            ended=functools.partial(self._worker_ended, shard),
         )
 
-    async def _work(self, dispatcher: Dispatcher) -> None:
-        ended = False
+    async def _work(self, shard: Shard, dispatcher: Dispatcher) -> None:
         try:
             await dispatcher.run()
-            ended = True
         except Exception:
             _log.exception("a worker failed, which is a bug; the bus takes no more events")
-        finally:
-            if not ended and self.lifecycle.state is State.OPEN:
-                # Cancelled from outside: the loop is going away. Nobody would drain the rings.
+            if self.lifecycle.state is State.OPEN:
                 self.abandon()
+        finally:
+            self._worker_ended(shard)  # also where its loop was closed, and only the collector ends it
+
+    def _worker_ended(self, shard: Shard) -> None:
+        """Close the bus if the worker was to go on: it was cancelled from outside, the loop is going away.
+
+        Nobody would drain the ring. A sealed one's worker is ended by the bus itself: its shard is
+        leaving, or never was routed to.
+        """
+        if not shard.ring.sealed and self.lifecycle.state is State.OPEN:
+            self.abandon()
 
     def retire(self, shard: Shard) -> None:
         """Forget a removed shard, keeping its counters in the totals."""

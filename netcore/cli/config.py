@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import msgspec
 
 from netcore.bus import EventBus
 from netcore.cli.options import adapter_of, debug_option
-from netcore.config import EventBusConfig
+from netcore.config import EventBusConfig, stray_variables
+from netcore.errors import ConfigError
 from netcore.plugins.settings import show_settings
 
 
@@ -26,8 +28,11 @@ def check(file: Path) -> int:
     """Check FILE (TOML or JSON) with NETCORE_* variables applied; print the effective settings.
 
     Builds a bus from it and opens nothing: keys, values, plugins and policies are looked at, no
-    server is contacted. Credentials are masked in what is printed.
+    server is contacted. Credentials are masked in what is printed. A variable that names no setting,
+    which a bus only warns of, is an error here.
     """
+    if stray := stray_variables(os.environ):
+        raise ConfigError("; ".join(f"{name} names no setting{guess}" for name, guess in stray.items()))
     config = EventBusConfig.load(file)
     EventBus(config)
     adapter, _ = adapter_of(config)

@@ -199,6 +199,7 @@ class _Demo:
             ("dropped", f"{stats.dropped:,}"),
             ("dispatched", f"{report.dispatched:,}"),
             ("batches", f"{stats.batches_dispatched:,}"),
+            ("pressure at the end", f"{stats.pressure:.0%}"),
             ("polled", f"{self._seen.total():,} in {self._pages:,} pages"),
             ("time", f"{seconds:.2f} s"),
         ]
@@ -228,6 +229,9 @@ def _print_summary(
     table.add_section()
     for shard in stats.shards:
         table.add_row(f"shard {shard.id}", Text(f"{shard.dispatched:,} events in {shard.batches:,} batches"))
+    for record in stats.scaling:
+        changed = [f"+{n}" for n in record.added] + [f"-{n}" for n in record.removed]
+        table.add_row(f"scaled {' '.join(changed)}".rstrip(), Text(record.error or record.reason))
     if found is not None:
         table.add_section()
         table.add_row("filter found", Text(found))

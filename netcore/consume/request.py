@@ -15,6 +15,7 @@ __all__ = ["ConsumeRequest", "ConsumeResponse"]
 
 MAX_LIMIT: Final = 100_000
 MAX_SHARD: Final = 65_535
+MAX_TIME: Final = 1 << 62
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
@@ -23,8 +24,9 @@ def start_ns(start: str | int | dt.datetime) -> str | int:
     if isinstance(start, dt.datetime):
         if start.tzinfo is None:
             raise ConfigError(f"start={start!r} has no time zone; give one, e.g. tzinfo=datetime.UTC")
-        return (start - _EPOCH) // dt.timedelta(microseconds=1) * 1000
-    if start in ("tail", "earliest") or (type(start) is int and 0 <= start <= 1 << 62):
+        # A year that no timestamp reaches is still a time: everything, or nothing, is after it.
+        return min(MAX_TIME, max(0, (start - _EPOCH) // dt.timedelta(microseconds=1) * 1000))
+    if start in ("tail", "earliest") or (type(start) is int and 0 <= start <= MAX_TIME):
         return start
     raise ConfigError(
         f'start must be "tail", "earliest", a datetime with time zone or nanoseconds '

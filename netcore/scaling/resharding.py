@@ -180,11 +180,14 @@ class Resharding:
             await engine.workers[shard.id].join(max(0.0, deadline - time.monotonic()))
         # A worker may also have ended with work left: a shutdown that ran out of time cancelled it.
         late = [shard for shard in leaving if shard.outstanding or not engine.workers[shard.id].done]
-        lost = await self._give_up(late, timeout)
+        in_time = time.monotonic() < deadline
+        cause = "its worker was cancelled by a shutdown" if in_time else f"not drained after {timeout:g} s"
+        lost = await self._give_up(late, cause)
         for shard in leaving:
             engine.retire(shard)
         engine.progress.notify()
-        self._record(removed=ids, reason=f"{reason}; {lost} events lost" if lost else reason)
+        told = [reason, f"{lost} events lost" if lost else ""]
+        self._record(removed=ids, reason="; ".join(filter(None, told)))
         return ids
 
     def _check_removal(self, ids: list[int]) -> list[Shard]:
@@ -201,23 +204,25 @@ class Resharding:
             raise ScalingError(f"removing {ids} would leave no shard")
         return [shards[shard] for shard in ids]
 
-    async def _give_up(self, late: list[Shard], timeout: float) -> int:
+    async def _give_up(self, late: list[Shard], cause: str) -> int:
         """Stop workers that ran out of time, and count what they leave as lost."""
         engine = self._engine
         for shard in late:
             engine.workers[shard.id].cancel()
         lost = 0
+        patience = time.monotonic() + GRACE_S  # for all of them together
         for shard in late:
-            await engine.workers[shard.id].join(GRACE_S)
+            await engine.workers[shard.id].join(max(0.0, patience - time.monotonic()))
             count = shard.give_up()
             lost += count
-            _log.error(
-                "shard %d: not drained after %g s; %d events are lost: %s",
-                shard.id,
-                timeout,
-                count,
-                shard.last_error or "its adapter call did not return",
-            )
+            if count:  # the shutdown may have been first to count and to tell
+                _log.error(
+                    "shard %d: %s; %d events are lost: %s",
+                    shard.id,
+                    cause,
+                    count,
+                    shard.last_error or "its adapter call did not return",
+                )
         return lost
 
 

@@ -12,16 +12,19 @@ import tempfile
 import time
 import weakref
 from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Final, Generic, NoReturn, Self, TypeVar
 
 import pytest
 
-__all__ = ["ServerProcess", "ServerStartError", "find_binary", "free_port", "missing"]
+__all__ = ["ServerCluster", "ServerProcess", "ServerStartError", "find_binary", "free_port", "missing"]
 
 LOOPBACK: Final = "127.0.0.1"
 _POLL_S: Final = 0.01
+_returned: Final[deque[int]] = deque(maxlen=256)
 _TAIL_BYTES: Final = 4000
 
 
@@ -60,13 +63,74 @@ def find_binary(names: tuple[str, ...], *, variable: str, wheel: str) -> Path | 
 
 
 def free_port() -> int:
-    """Return a loopback TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
+    """Return a loopback TCP port that was free a moment ago, and none of the last 256 returned."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind((LOOPBACK, 0))
+            port = int(probe.getsockname()[1])
+        # Until its server listens a port is free again: a cluster's nine could well hold one twice.
+        if port not in _returned:
+            _returned.append(port)
+            return port
 
 
-class ServerProcess(ABC):
+ServerT = TypeVar("ServerT", bound="ServerProcess")
+
+
+class Startable(ABC):
+    """What a `with` block starts, and ends in whatever way the block is left."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start it; what did not start whole is ended by `close`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End it and remove what it left. Idempotent."""
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class ServerCluster(Startable, Generic[ServerT]):
+    """Servers that are started, used and ended together.
+
+    Args:
+        servers: the members.
+    """
+
+    def __init__(self, servers: list[ServerT]) -> None:
+        self.servers = servers
+
+    def close(self) -> None:
+        """End and remove all members."""
+        for server in self.servers:
+            server.close()
+
+    def wait_ready(self, formed: Callable[[ServerT], bool], *, timeout: float) -> None:
+        """Wait until `formed` holds for every member.
+
+        Raises:
+            ServerStartError: a member ended, or it did not hold within `timeout` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        # All are looked at each time: where one has ended, the others wait for it for ever.
+        while [server for server in self.servers if not formed(server)]:
+            if time.monotonic() > deadline:
+                said = "\n".join(server.output() for server in self.servers)
+                raise ServerStartError(f"no cluster of {len(self.servers)} within {timeout:g} s:\n{said}")
+            time.sleep(_POLL_S * 2)
+
+
+class ServerProcess(Startable):
     """One server process: start it, hurt it, start it again on the same port and data.
 
     A subclass says what to run (`command`) and how to tell that it answers (`answers`). Calls block
@@ -80,6 +144,7 @@ class ServerProcess(ABC):
 
     host: Final = LOOPBACK
     title = "server"
+    noise = b""
 
     def __init__(self, *, folder: str | os.PathLike[str] | None = None, port: int | None = None) -> None:
         self._own_folder = folder is None
@@ -145,17 +210,25 @@ class ServerProcess(ABC):
         """
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            if not self.running:
-                code = None if self._process is None else self._process.returncode
-                raise ServerStartError(f"{self._name()} ended with status {code}:\n{self.output()}")
-            try:
-                if self.answers():
-                    return
-            except OSError:
-                pass
+            if self.ready():
+                return
             time.sleep(_POLL_S)
         self.kill()
         raise ServerStartError(f"{self._name()} did not answer within {timeout:g} s:\n{self.output()}")
+
+    def ready(self) -> bool:
+        """Tell whether it answers now.
+
+        Raises:
+            ServerStartError: it ended.
+        """
+        if not self.running:
+            code = None if self._process is None else self._process.returncode
+            raise ServerStartError(f"{self._name()} ended with status {code}:\n{self.output()}")
+        try:
+            return self.answers()
+        except OSError:
+            return False
 
     def kill(self) -> None:
         """End it at once (SIGKILL), as a crash would; its data stays for the next `start`."""
@@ -185,28 +258,19 @@ class ServerProcess(ABC):
         os.kill(self.pid, number)
 
     def output(self) -> str:
-        """Return the last 4,000 bytes of what it printed."""
+        """Return the last 4,000 bytes of what it printed, lines with `noise` left out."""
         try:
-            return self._log.read_bytes()[-_TAIL_BYTES:].decode(errors="replace")
+            lines = self._log.read_bytes().splitlines(keepends=True)
         except FileNotFoundError:
             return "(nothing printed)"
+        told = b"".join(line for line in lines if not self.noise or self.noise not in line)
+        return told[-_TAIL_BYTES:].decode(errors="replace")
 
     def close(self) -> None:
         """Kill it and remove its temporary folder. Idempotent."""
         self.kill()
         if self._own_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Any:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     @property
     def _log(self) -> Path:

@@ -15,7 +15,6 @@ import http.client
 import os
 import signal
 import socket
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +22,7 @@ from typing import Any, Final
 from netcore.testing import _resp
 from netcore.testing._process import (
     LOOPBACK,
+    ServerCluster,
     ServerProcess,
     ServerStartError,
     find_binary,
@@ -170,7 +170,7 @@ class RedisServer(ServerProcess):
         return self.certificates.client_context().wrap_socket(connection, server_hostname=self.host)
 
 
-class RedisCluster:
+class RedisCluster(ServerCluster[RedisServer]):
     """Redis servers that form one cluster, all slots assigned evenly, without replicas.
 
     Args:
@@ -182,7 +182,7 @@ class RedisCluster:
     """
 
     def __init__(self, size: int = 3, *, appendonly: bool = False) -> None:
-        self.servers = [RedisServer(cluster=True, appendonly=appendonly) for _ in range(size)]
+        super().__init__([RedisServer(cluster=True, appendonly=appendonly) for _ in range(size)])
 
     @property
     def url(self) -> str:
@@ -204,29 +204,11 @@ class RedisCluster:
             server.call("CLUSTER", "ADDSLOTSRANGE", low, high)
             if server is not first:
                 server.call("CLUSTER", "MEET", first.host, first.port, first._cluster_port or 0)
-        deadline = time.monotonic() + timeout
-        while not all(self._formed(server) for server in self.servers):
-            if time.monotonic() > deadline:
-                raise ServerStartError(f"no Redis cluster within {timeout:g} s:\n{first.output()}")
-            time.sleep(0.02)
-
-    def close(self) -> None:
-        """End and remove all members."""
-        for server in self.servers:
-            server.close()
-
-    def __enter__(self) -> RedisCluster:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
+        self.wait_ready(self._formed, timeout=timeout)
 
     def _formed(self, server: RedisServer) -> bool:
+        if not server.ready():
+            return False
         info = bytes(server.call("CLUSTER", "INFO"))
         return b"cluster_state:ok" in info and b"cluster_known_nodes:%d\r" % len(self.servers) in info
 
@@ -246,6 +228,7 @@ class NatsServer(ServerProcess):
     """
 
     title = "NATS server"
+    noise = b"Healthcheck failed"  # what it says to `answers` while it starts
 
     def __init__(
         self,
@@ -308,7 +291,7 @@ class NatsServer(ServerProcess):
         return path
 
 
-class NatsCluster:
+class NatsCluster(ServerCluster[NatsServer]):
     """NATS servers that form one JetStream cluster.
 
     Args:
@@ -321,13 +304,14 @@ class NatsCluster:
     def __init__(self, size: int = 3) -> None:
         routes = [free_port() for _ in range(size)]
         listed = ", ".join(f'"nats://{LOOPBACK}:{port}"' for port in routes)
-        self.servers = [
+        members = [
             NatsServer(
                 name=f"test-{index}",
                 config=f'cluster {{ name: "test", listen: "{LOOPBACK}:{port}", routes: [{listed}] }}',
             )
             for index, port in enumerate(routes)
         ]
+        super().__init__(members)
 
     @property
     def url(self) -> str:
@@ -338,25 +322,8 @@ class NatsCluster:
         """Start the members and wait until each is healthy.
 
         Raises:
-            ServerStartError: not formed within `timeout` seconds for a member.
+            ServerStartError: a member ended, or they did not form a cluster within `timeout` seconds.
         """
         for server in self.servers:
             server.start(ready=False)
-        for server in self.servers:
-            server.wait_ready(timeout=timeout)
-
-    def close(self) -> None:
-        """End and remove all members."""
-        for server in self.servers:
-            server.close()
-
-    def __enter__(self) -> NatsCluster:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
+        self.wait_ready(NatsServer.ready, timeout=timeout)

@@ -414,3 +414,23 @@ async def test_workers_cancelled_from_outside_close_the_bus_and_a_shutdown_still
         report = await it.bus.shutdown()
         assert (report.dispatched, report.lost, report.lossy) == (20, 0, False)
         check_identity(report)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("step", ["open", "add"])
+async def test_worker_cancelled_before_its_first_step_closes_the_bus_too(step: str) -> None:
+    """Nothing of a task that never began runs, not even its `finally`; the bus notices all the same."""
+    async with lab(shards=2) as it:
+        if step == "add":
+            await anyio.wait_all_tasks_blocked()
+            it.bus._engine.start_shard()  # a new worker, which had no turn yet
+        for task in asyncio.all_tasks():
+            if task.get_name() == f"netcore shard {0 if step == 'open' else 2}":
+                task.cancel()
+        it.bus.ingest_raw(b"accepted")
+        await until(lambda: it.bus._lifecycle.state is State.ABANDONED)
+        with pytest.raises(ClosedError, match="without shutdown"):
+            it.bus.ingest_raw(b"refused")
+        report = await it.bus.shutdown()
+        assert (report.dispatched, report.lost) == (1, 0)
+        check_identity(report)

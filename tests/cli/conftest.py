@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -63,6 +64,23 @@ class Cli:
         )  # fmt: skip
         self._running.append(process)
         return process
+
+    def on_terminal(self, *arguments: object) -> tuple[int, bytes]:
+        """Run to the end with standard error on a terminal; return the exit code and what it showed there."""
+        ours, theirs = pty.openpty()
+        process = self.start(*arguments, stderr=theirs, stdout=subprocess.DEVNULL)
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                chunk = os.read(ours, 65536)
+            except OSError:  # Linux's answer to an empty terminal whose other end is closed
+                break
+            if not chunk:
+                break
+            shown += chunk
+        os.close(ours)
+        return process.wait(30), shown
 
     def close(self) -> None:
         """End what still runs, by its own handle, and close its pipes."""

@@ -40,6 +40,29 @@ def test_config_check_good_prints_the_effective_settings_masked(cli: Cli) -> Non
     assert not (cli.folder / "shelf:").exists()
 
 
+def test_config_check_with_a_stray_variable_is_exit_2(
+    tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other commands run, and warn; whoever asks for a check is told that a setting would not arrive."""
+    file = tmp_path / "bus.toml"
+    file.write_text("shards = 2\n")
+    monkeypatch.setenv("NETCORE_SHARD", "3")
+    done = here("config", "check", file)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == b"netcore: NETCORE_SHARD names no setting; did you mean NETCORE_SHARDS?\n"
+
+
+def test_command_with_a_stray_variable_runs_and_warns_once(cli: Cli) -> None:
+    """One line, in the tool's own voice."""
+    cli.env["NETCORE_SHARD"] = "3"
+    done = cli("ingest", *cli.shelf, stdin=b'{"n":1}\n')
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [
+        b"netcore: NETCORE_SHARD names no setting and is ignored; did you mean NETCORE_SHARDS?",
+        b"netcore: 1 events ingested, 1 stored",
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

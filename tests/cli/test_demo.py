@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import os
+import re
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from netcore import ConfigError
+from netcore import AddShards, ConfigError, EventBus
 from netcore.cli import demo
 
 Cli = Any
@@ -23,6 +26,50 @@ def test_demo_replays_real_events_and_accounts_for_each(cli: Cli) -> None:
     assert "shard 0" in shown
     assert "FAIL" not in shown
     assert b"\x1b[" not in done.stdout + done.stderr
+
+
+def test_demo_shows_shards_pressure_and_scaling_history(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the stats of a bus say of its shards: how full, what each stored, which came and why."""
+    from netcore.cli.app import run
+
+    for name in [name for name in os.environ if name.startswith("NETCORE_")]:
+        monkeypatch.delenv(name)
+    consume = demo._Demo._consume
+
+    async def scale_first(self: object, bus: EventBus, *rest: object) -> None:
+        await bus.apply(AddShards(1, "a test says so"))
+        await consume(self, bus, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(demo._Demo, "_consume", scale_first)
+    assert run(["demo"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"pressure at the end\D*0%", shown)
+    assert re.search(r"shard 2 .*events in .*batches", shown)
+    assert re.search(r"scaled \+2 .*a test says so", shown)
+
+
+def test_demo_on_a_terminal_shows_progress(cli: Cli) -> None:
+    """A bar for what was ingested and one for what was polled, while it runs."""
+    code, shown = cli.on_terminal("demo")
+    assert code == 0
+    assert b"ingested" in shown
+    assert b"polled" in shown
+    assert b"1707/1707" in shown
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_demo_interrupted_drains_and_shuts_down(cli: Cli, eventually: Any, number: signal.Signals) -> None:
+    """A signal while the adapter is slow: the producers end, the bus is drained, the exit code is the signal's."""
+    process = cli.start("demo", *cli.shelf, "--set", "hang=true")
+    eventually((cli.folder / "shelf" / "hanging").exists)
+    process.send_signal(number)
+    assert b"again to leave at once" in process.stderr.readline()
+    (cli.folder / "shelf" / "released").touch()
+    assert process.wait(20) == 128 + number
+    assert process.stderr.read() == b"netcore: interrupted; the bus was drained and shut down\n"
+    assert process.stdout.read() == b""
 
 
 def test_demo_without_the_filter_plugin_says_what_to_install(cli: Cli) -> None:

@@ -57,6 +57,31 @@ def test_poll_cursor_file_resumes_without_loss_or_repeat(filled: Cli) -> None:
     assert [p.name for p in filled.folder.iterdir() if "cursor" in p.name] == ["at.cursor"]
 
 
+@pytest.mark.parametrize("step", ["os.fsync", "os.replace"])
+def test_poll_cursor_file_is_replaced_in_one_step(
+    step: str, filled: Cli, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ended in the middle of it, the old cursor stands whole: the page is printed again, nothing is skipped."""
+    file: Path = filled.folder / "at.cursor"
+    assert here("poll", "--limit", 1000, "--cursor-file", file, *filled.shelf).returncode == 0
+    before = file.read_text()
+    seen: list[str] = []
+
+    def die(*arguments: object) -> None:
+        seen.append(file.read_text())  # what another process, or the next start, would find
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(step, die)
+    ended = here("poll", "--limit", 1000, "--cursor-file", file, *filled.shelf)
+    monkeypatch.undo()
+    assert ended.returncode == 130
+    assert [*seen, file.read_text()] == [before, before]
+    assert [p.name for p in filled.folder.iterdir() if "cursor" in p.name] == ["at.cursor"]
+    again = filled("poll", "--limit", 1000, "--cursor-file", file, *filled.shelf)
+    assert numbers(again.stdout) == numbers(ended.stdout) == list(range(1000, 2000))
+    assert file.read_text() != before
+
+
 def test_poll_from_a_cursor_goes_on_after_it(filled: Cli) -> None:
     """--from takes a cursor as well."""
     file: Path = filled.folder / "at.cursor"

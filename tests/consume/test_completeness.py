@@ -13,6 +13,7 @@ from consume_lab import BACKENDS, AsyncStore, ByNumber, Lab, Store, lab, names, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from netcore.contracts.adapter import ShardPage, Stream
 from netcore.errors import TransientAdapterError
 from netcore.events import StoredEvent
 
@@ -184,6 +185,38 @@ def test_causal_pages_while_the_store_grows_stay_sorted(
             events += page.events
             whole = grown and not page.has_more
         assert [event.ts for event in events] == list(range(1, 61))
+
+    run(backend, store, body)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("ordering", ["causal", "shard"])
+def test_every_read_of_a_page_is_given_its_one_snapshot(backend: str, ordering: str) -> None:
+    """The first reads, the refills, and the look that counts what could not be decoded in a page cut short."""
+    given: list[object] = []
+
+    class Watched(Store):
+        async def read(
+            self, stream: Stream, after: str | None, limit: int, snapshot: object = None
+        ) -> ShardPage:
+            given.append(snapshot)
+            return await super().read(stream, after, limit, snapshot)
+
+    store = Watched()
+    store.put(0, *(n if n % 3 else None for n in range(1, 600)))
+    for shard in (1, 2):
+        store.put(shard, *range(1000 * shard, 1000 * shard + 9))
+
+    async def body(bench: Lab) -> None:
+        page = await bench.poll(60, ordering=ordering)
+        assert len(page.events) == 60
+        assert page.undecodable > 0
+        if ordering == "causal":
+            assert len(given) > len(store.logs) + 1  # a refill, and the second look
+        assert given[0] is not None
+        assert all(snapshot is given[0] for snapshot in given)
+        await bench.poll(1, cursor=page.cursor)
+        assert given[-1] is not given[0]
 
     run(backend, store, body)
 

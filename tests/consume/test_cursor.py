@@ -169,6 +169,16 @@ def test_cursor_over_too_many_streams_is_refused_when_written() -> None:
         _ = Cursor("redis:net", "earliest", 0, held).text
 
 
+def test_cursor_too_large_is_refused_before_any_parsing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that is sound otherwise: nobody is made to decode what a request happened to bring."""
+    document = ["memory:1f", "tail", 0, None, [""], [[n, 0, "x" * 200, 1] for n in range(5000)]]
+    text = seal(msgspec.msgpack.encode(document))
+    assert len(text) > 1 << 20
+    monkeypatch.setattr(base64, "urlsafe_b64decode", lambda text: pytest.fail("it was decoded"))
+    with pytest.raises(CursorError, match="characters, more than any cursor has"):
+        decode_cursor(text, "memory:1f")
+
+
 def test_cursor_moved_by_nothing_is_itself() -> None:
     """What does not change is not encoded again."""
     cursor = sample()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from pathlib import Path
@@ -116,3 +117,30 @@ def test_readme_is_short_and_begins_with_its_two_commands() -> None:
     assert [block.count("\n") for _, block in blocks[:2]] == [1, 1]
     assert blocks[0][1].rstrip().endswith("netcore demo")
     assert "pytest" in blocks[1][1]
+
+
+def test_readme_shows_its_parts_in_order() -> None:
+    """What it is for, in three sentences; then the commands, the snippet, plugins, an adapter, guarantees, links."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    purpose = re.search(r"\A# netcore\n\n(.+?)\n\n", text, re.DOTALL)
+    assert purpose
+    assert len(re.findall(r"[.!?](?=\s|\Z)", purpose[1])) == 3
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == [
+        "The four operations",
+        "Plugins",
+        "Your own adapter, in 30 lines",
+        "What is guaranteed",
+        "Documentation",
+    ]
+    parts = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    assert set(re.findall(r"\b(?:await )?bus\.(\w+)\(|EventBus\.(open)\(", parts["The four operations"])) >= {
+        ("", "open"), ("ingest", ""), ("ingest_raw", ""), ("poll", ""), ("shutdown", ""),
+    }  # fmt: skip
+    code = re.search(
+        r"^```python\n(.*?)^```", parts["Your own adapter, in 30 lines"], re.MULTILINE | re.DOTALL
+    )
+    assert code
+    (adapter,) = [node for node in ast.parse(code[1]).body if getattr(node, "name", "") == "ListAdapter"]
+    lines = code[1].splitlines()[adapter.lineno - 1 : adapter.end_lineno]
+    assert len([line for line in lines if line.strip()]) <= 30
+    assert len(re.findall(r"\]\(docs/", parts["Documentation"])) >= 10

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netcore.ingest.clock import MAX_TS, Clock
+from netcore.ingest.clock import MAX_TS, OBSERVE_MARGIN_NS, Clock
 
 SECOND = 1_000_000_000
 START = 1_700_000_000 * SECOND
@@ -95,10 +95,57 @@ def test_observe_at_the_edge_of_the_drift_is_taken() -> None:
     assert clock.anomalies == 0
 
 
-@given(st.lists(st.integers(-5, 200), max_size=8))
-def test_observe_all_acts_like_observing_each(ages: list[int]) -> None:
+def timestamps(drift_ms: int = 60_000) -> st.SearchStrategy[int]:
+    """Anything that a foreign event may carry, much of it beside a bound."""
+    bounds = (0, MAX_TS, START, START + drift_ms * 1_000_000)
+    beside = st.builds(int.__add__, st.sampled_from(bounds), st.integers(-3, 3))
+    return beside | st.integers(-(2**70), 2**70) | st.integers(START - SECOND, START + 2 * SECOND)
+
+
+@given(
+    drift_ms=st.sampled_from([0, 1, 1000, 60_000, 86_400_000]),
+    script=st.lists(st.sampled_from(["observe", "step", "rebase"]), max_size=20),
+    data=st.data(),
+)
+def test_observe_any_timestamp_keeps_the_bounds(
+    drift_ms: int, script: list[str], data: st.DataObject
+) -> None:
+    """In bounds, and only there, later draws are above it; whatever is out of bounds moves nothing at all.
+
+    The bounds go with the wall clock, also when that steps back; what was drawn is never taken back, and
+    nothing but the wall clock and what was in bounds carries the draws ahead.
+    """
+    wall = Wall()
+    clock = Clock(wall, max_drift_ms=drift_ms)
+    refused, ceiling, draws, last = 0, wall.now, 0, clock.tick()
+    for action in script:
+        if action == "step":
+            wall.now = max(0, wall.now + data.draw(st.integers(-100, 100)) * SECOND)
+            ceiling = max(ceiling, wall.now)
+        elif action == "rebase":
+            clock.rebase()
+        else:
+            edge = min(MAX_TS, wall.now + drift_ms * 1_000_000)
+            assert clock.horizon() == edge
+            ts = data.draw(timestamps(drift_ms) | st.integers(edge - 2, edge + 2))
+            taken = clock.observe(ts)
+            assert taken == (0 <= ts <= edge)
+            if taken:
+                ceiling = max(ceiling, ts + OBSERVE_MARGIN_NS)
+                assert clock.tick() > ts
+            else:
+                refused += 1
+                assert clock.tick() == last + 1  # not even drawn
+        draws += 3  # at most: one here, one above, one in the call
+        drawn = clock.tick()
+        assert last < drawn <= ceiling + draws
+        assert clock.anomalies == refused
+        last = drawn
+
+
+@given(st.lists(timestamps(), max_size=8))
+def test_observe_all_acts_like_observing_each(stamps: list[int]) -> None:
     """The short cut for many timestamps moves the clock and counts as one by one would."""
-    stamps = [age if age < 0 else START + age * SECOND for age in ages]
     at_once, singly = Clock(Wall()), Clock(Wall())
     at_once.observe_all(stamps)
     for ts in stamps:

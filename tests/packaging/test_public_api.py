@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
+import os
 import pkgutil
 import subprocess
 import sys
@@ -105,6 +107,41 @@ def _import(name: str) -> ModuleType:
         pytest.skip(f"needs {error.name}, which an extra installs")
 
 
+@pytest.mark.parametrize(
+    "package",
+    sorted([*ROOT.glob("plugins/*/net_*"), *ROOT.glob("examples/plugins/*/net_*")]),
+    ids=lambda path: path.name,
+)
+def test_plugin_uses_public_names_only(package: Path) -> None:
+    """What a plugin of this repository needs, a third party's may use as well."""
+    used = set()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "netcore":
+                used |= {f"{node.module}.{alias.name}" for alias in node.names}
+            elif isinstance(node, ast.Import):
+                used |= {alias.name for alias in node.names if alias.name.startswith("netcore.")}
+    assert used
+    assert used <= {f"netcore.{name}" for name in netcore.__all__}
+
+
+@pytest.mark.parametrize(
+    ("distribution", "provides"),
+    [
+        ("net-backpressure-priority", "backpressure policy priority"),
+        ("net-scaling-schedule", "scaling policy schedule"),
+    ],
+)
+def test_example_plugin_is_found_by_the_command_line(distribution: str, provides: str) -> None:
+    """Installed like any third party's: listed with its version and what it brings, and nothing wrong with it."""
+    command = [sys.executable, "-m", "netcore", "plugins", "--json"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("NETCORE_")}
+    done = subprocess.run(command, capture_output=True, check=True, timeout=60, env=env)
+    (found,) = [plugin for plugin in json.loads(done.stdout) if plugin["distribution"] == distribution]
+    assert (found["provides"], found["error"]) == ([provides], "")
+    assert found["version"]
+
+
 def _loaded_by(code: str) -> set[str]:
     """Return the modules that a new interpreter has loaded after running `code`."""
     script = f"import sys\n{code}\nprint('\\n'.join(sorted(sys.modules)))"
@@ -120,9 +157,26 @@ HEAVY = {
 }  # fmt: skip
 
 
-def test_import_netcore_loads_nothing_heavy() -> None:
+def test_import_netcore_alone_loads_none_of_it() -> None:
+    """Names are loaded when they are used: a plugin that wants `hookimpl` gets no bus, and no event loop."""
+    assert {name for name in _loaded_by("import netcore") if name.startswith("netcore")} == {"netcore"}
+    assert "netcore.bus" not in _loaded_by("from netcore import hookimpl, ConfigError, AdapterConfig")
+
+
+def test_public_names_are_listed_before_they_are_loaded() -> None:
+    """Completion in a shell looks at `dir`; a name that is none is told as such, and loads nothing."""
+    code = "import netcore; print(*dir(netcore), netcore.__name__); print(hasattr(netcore, 'EventBuss'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    listed, has = done.stdout.splitlines()
+    assert set(listed.split()) >= set(netcore.__all__)
+    assert has == "False"
+
+
+def test_import_of_the_bus_loads_nothing_heavy() -> None:
     """What makes an import slow is what it loads: no client, no plugin, no terminal library, no server."""
-    loaded = _loaded_by("import netcore")
+    loaded = _loaded_by("from netcore import EventBus, EventBusConfig, ConsumeRequest")
     assert loaded & (HEAVY | {"click"}) == set()
     assert not [name for name in loaded if name.startswith(("net_adapter_", "net_filter_"))]
 

@@ -34,8 +34,10 @@ class Stuck(MemoryAdapter):
 
 
 @pytest.mark.anyio
-async def test_events_of_a_leaving_shard_that_shutdown_gives_up_are_counted_as_lost() -> None:
-    """Whichever of the two finds the worker ended: nothing vanishes, and a flush ends."""
+async def test_events_of_a_leaving_shard_that_shutdown_gives_up_are_counted_as_lost(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whichever of the two finds the worker ended: nothing vanishes, a flush ends, and the log is true."""
     plugin = SimpleNamespace(netcore_adapters=hookimpl(lambda: [Stuck]))
     bus = await EventBus.open(EventBusConfig(shards=2, adapter={"kind": "stuck"}), plugins=[plugin])
     for number in range(20):
@@ -62,4 +64,9 @@ async def test_events_of_a_leaving_shard_that_shutdown_gives_up_are_counted_as_l
     assert flushing.is_set()
     assert removing.is_set()
     assert (report.ingested, report.lost, report.lossy) == (20, held, True)
+    assert report.stuck_shards == (0,)
+    said = [record.getMessage() for record in caplog.records if "are lost" in record.getMessage()]
+    assert len(said) == 1  # one loss, told once
+    assert "shutdown" in said[0]
+    assert "20 s" not in said[0]  # the removal had time left
     assert report.ingested == report.dispatched + report.evicted + report.dead_lettered + report.lost

@@ -33,8 +33,48 @@ def test_setting_from_the_environment_that_is_wrong_names_its_variable(tmp_path:
     """The file is not to blame for it, and says so."""
     file = tmp_path / "netcore.toml"
     file.write_text("ring_capacity = 100\n")
-    with pytest.raises(ConfigError, match=r"netcore\.toml with NETCORE_SHARD: .*`shard`"):
-        EventBusConfig.load(file, env={"NETCORE_SHARD": "3"})
+    with pytest.raises(ConfigError, match=r"netcore\.toml with NETCORE_BATCH__MAX_EVENT: .*`max_event`"):
+        EventBusConfig.load(file, env={"NETCORE_BATCH__MAX_EVENT": "3"})
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("NETCORE_SHRADS", "; did you mean NETCORE_SHARDS?"),
+        ("NETCORE_SHARD", "; did you mean NETCORE_SHARDS?"),
+        ("NETCORE_BATCH_MAX_EVENTS", "; did you mean NETCORE_BATCH__MAX_EVENTS?"),
+        ("NETCORE_SCALING_MAX_SHARD", "; did you mean NETCORE_SCALING__MAX_SHARDS?"),
+        ("NETCORE_ADAPTER_URL", "; did you mean NETCORE_ADAPTER__URL?"),
+        ("NETCORE_ADAPTER_TIMEOUT", "; did you mean NETCORE_ADAPTER_TIMEOUT_MS?"),
+        ("NETCORE_PORT", ""),
+        ("NETCORE_SERVICE_HOST", ""),
+        ("NETCORE_PORT_7777_TCP", ""),
+        ("NETCORE_", ""),
+    ],
+)
+def test_variable_that_names_no_setting_is_ignored_and_told(
+    name: str, meant: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A cluster sets such names by itself, so they must stop no bus; a slip must not go unnoticed."""
+    config = EventBusConfig.from_dict(
+        {"shards": 3}, env={name: "tcp://10.0.0.1:7777", "NETCORE_RING_CAPACITY": "7"}
+    )
+    assert (config.shards, config.ring_capacity) == (3, 7)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{name} names no setting and is ignored{meant}"
+    ]
+
+
+def test_variables_reserved_and_of_others_are_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    """They mean something else."""
+    env = {
+        "NETCORE_TEST_REDIS_URL": "x",
+        "NETCORE_PLUGINS": "x",
+        "NETCORE_PLUGINS_DISABLE": "x",
+        "NET_X": "x",
+    }
+    assert EventBusConfig.from_dict({"shards": 3}, env=env) == EventBusConfig(shards=3)
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize(("name", "text"), [("a.toml", "shards = 3"), ("a.JSON", '{"shards": 3}')])

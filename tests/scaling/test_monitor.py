@@ -85,6 +85,26 @@ async def test_monitor_without_auto_apply_only_suggests() -> None:
         assert len(bus.stats().shards) == 2
 
 
+@pytest.mark.parametrize("stepped", [False, True])
+async def test_suggestions_of_the_built_in_policy_on_one_state_are_equal(stepped: bool) -> None:
+    """Asking, and the time between two questions, changes neither the answer nor its reason."""
+    async with EventBus(config("utilization", auto_apply=False)) as bus:
+        for number in range(50):
+            bus.ingest({"n": number})
+        await bus.flush(timeout=10)
+        await bus._monitor.tick()
+        if stepped:
+            await bus.add_shards(1)
+        before = bus.stats()
+        first = await bus.suggest_scaling()
+        await anyio.sleep(0.11)  # the passing of time is what is tested
+        assert await bus.suggest_scaling() == first
+        assert first.reason
+        after = bus.stats()
+        assert (after.scaling, after.ingested) == (before.scaling, before.ingested)
+        assert [shard.window for shard in after.shards] == [shard.window for shard in before.shards]
+
+
 async def test_monitor_cooldown_holds_automatic_steps_and_operators_reset_it() -> None:
     """Within the cooldown nothing automatic happens; an operator's step happens, and begins it anew."""
     now = [1000.0]
@@ -103,6 +123,27 @@ async def test_monitor_cooldown_holds_automatic_steps_and_operators_reset_it() -
         now[0] += 0.2
         await bus._monitor.tick()
         assert len(bus.stats().shards) == 5
+
+
+async def test_monitor_cooldown_counts_from_the_end_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that takes longer than the cooldown is not followed by the next one at once."""
+    now = [1000.0]
+    async with EventBus(config(Scripted(AddShards(1, "more")), cooldown_ms=5000)) as bus:
+        apply = bus._resharding.apply
+
+        async def slowly(decision: ScalingDecision) -> list[int]:
+            now[0] += 60
+            return await apply(decision)
+
+        bus._monitor._now = lambda: now[0]
+        monkeypatch.setattr(bus._resharding, "apply", slowly)
+        await bus._monitor.tick()
+        now[0] += 4.9
+        await bus._monitor.tick()
+        assert len(bus.stats().shards) == 3
+        now[0] += 0.2
+        await bus._monitor.tick()
+        assert len(bus.stats().shards) == 4
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from netcore import (
@@ -26,6 +28,8 @@ from netcore import (
     TransientAdapterError,
 )
 from netcore.builtin.memory import MemoryAdapter, MemoryConfig
+from netcore.ingest.payloads import key_hash
+from netcore.ingest.router import MASK, add_shards
 from netcore.testing.faults import FaultyAdapter, plugin_for
 
 pytestmark = pytest.mark.anyio
@@ -245,6 +249,80 @@ async def test_moved_key_waits_in_the_new_shard_for_its_donors_events() -> None:
         assert all(first[key, 1] < first[key, 2] for key in keys)
 
 
+class Halted:
+    """Stands in for an iterator or a lock, and halts one thread at it until it is let go."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.thread: int | None = None
+        self.reached, self.go = threading.Event(), threading.Event()
+
+    def halt(self) -> None:
+        """Halt, if this is the thread."""
+        if threading.get_ident() == self.thread:
+            self.reached.set()
+            assert self.go.wait(10)
+
+    def __next__(self) -> int:
+        self.halt()
+        return next(self.inner)
+
+    def acquire(self, *options: Any, **named: Any) -> bool:
+        self.halt()
+        return bool(self.inner.acquire(*options, **named))
+
+    def release(self) -> None:
+        self.inner.release()
+
+    def __enter__(self) -> object:
+        self.halt()
+        return self.inner.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self.inner.__exit__(*error)
+
+
+async def test_event_that_its_old_shard_drained_after_the_move_holds_the_keys_next_ones_back() -> None:
+    """A producer overtaken by the whole move: the new shard waits for what the old one took from it."""
+    async with faulty_bus(shards=1, batch=BatchConfig(max_delay_ms=0)) as (bus, adapter):
+        engine = bus._engine
+        owners = add_shards(engine.router.table[1], [1])
+        keys = [f"k{number}" for number in range(100)]
+        moving = next(key for key in keys if owners[key_hash(key) & MASK] == 1)
+        staying = next(key for key in keys if owners[key_hash(key) & MASK] == 0)
+        ring = engine.shards[0].ring
+        clock, lock = Halted(engine.clock.counter), Halted(ring.lock)
+        engine.clock.counter, ring.lock = clock, lock  # type: ignore[assignment, misc]
+        outcome: list[object] = []
+
+        def late() -> None:
+            clock.thread = lock.thread = threading.get_ident()
+            outcome.append(bus.ingest_raw(b"late", key=moving))
+
+        thread = threading.Thread(target=late)
+        thread.start()
+        assert await anyio.to_thread.run_sync(clock.reached.wait, 10)  # it has seen the old route
+        held = adapter.hold("append", shard=0)
+        assert await bus.add_shards(1) == [1]
+        clock.go.set()
+        assert await anyio.to_thread.run_sync(lock.reached.wait, 10)  # it has pushed
+        bus.ingest_raw(b"wake", key=staying)
+        await held.reached()
+        assert ring.drained == 2
+        lock.go.set()
+        await anyio.to_thread.run_sync(thread.join)
+        assert outcome[0][0] == 0  # type: ignore[index]
+        accepted = bus.ingest_raw(b"next", key=moving)
+        assert accepted is not None
+        assert accepted[0] == 1
+        await anyio.wait_all_tasks_blocked()
+        assert adapter.calls["append"] == 1  # the new shard waits for the old one
+        held.release()
+        await bus.flush(timeout=10)
+        raws = [event.raw for event in await drain(bus)]
+        assert raws.index(b"late") < raws.index(b"next")
+
+
 async def test_moved_keys_wait_for_the_donor_no_longer_than_the_timeout() -> None:
     """A wedged donor holds the new shard up for the operation's time-out, not for ever."""
     async with faulty_bus(shards=1) as (bus, adapter):
@@ -300,6 +378,41 @@ async def test_remove_shards_of_a_wedged_adapter_ends_at_its_timeout_and_counts_
         assert len(appends) == len(set(appends))
         assert home(bus, "a") != leaving
         stuck.release()
+
+
+async def test_remove_shards_several_wedged_end_at_the_timeout_together() -> None:
+    """The second of grace is for the step, not for each of its shards."""
+    async with faulty_bus(shards=5) as (bus, adapter):
+        stuck = adapter.hang_uncancellable("append", times=None, store=False)
+        keys = iter(range(1000))
+        while not all(shard.in_flight for shard in bus.stats().shards):
+            home(bus, str(next(keys)))
+            await anyio.sleep(0.001)
+        began = anyio.current_time()
+        await bus.remove_shards([0, 1, 2, 3], timeout=0.2)
+        assert anyio.current_time() - began < 2.0
+        stats = bus.stats()
+        assert [shard.id for shard in stats.shards] == [4]
+        assert stats.ingested == stats.lost + stats.in_flight
+        stuck.release()
+
+
+async def test_remove_shards_whose_append_hangs_gives_up_that_shard_and_nothing_else() -> None:
+    """A store that gives no answer, and can be cancelled: at the time-out the bus goes on without the shard."""
+    async with faulty_bus(shards=2) as (bus, adapter):
+        leaving = home(bus, "a")
+        await bus.flush(timeout=10)
+        held = adapter.hold("append", shard=leaving)
+        home(bus, "a")
+        await held.reached()
+        with anyio.fail_after(5):
+            assert await bus.remove_shards([leaving], timeout=0.2) == [leaving]
+        assert (bus.stats().lost, bus.stats().lossy) == (1, True)
+        assert home(bus, "a") != leaving
+        await bus.flush(timeout=10)
+        assert bus.stats().dispatched == 2
+        assert await bus.add_shards(1) == [2]
+        held.release()
 
 
 async def test_remove_shards_during_an_outage_loses_nothing_once_it_ends() -> None:

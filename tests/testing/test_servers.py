@@ -170,6 +170,20 @@ def test_nats_cluster_forms() -> None:
         assert all(server.answers() for server in cluster.servers)
 
 
+def test_nats_cluster_with_a_member_that_ends_tells_which_and_why() -> None:
+    """The others would wait for it until the time-out, and complain of something else."""
+    cluster = NatsCluster(3)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", cluster.servers[2].port))
+        taken.listen()
+        with pytest.raises(ServerStartError, match="ended with status 1") as raised, cluster:
+            pass
+    assert str(cluster.servers[2].port) in str(raised.value)
+    assert "address already in use" in str(raised.value)
+    assert "Healthcheck" not in str(raised.value)
+    assert not any(server.running for server in cluster.servers)
+
+
 @pytest.mark.usefixtures("home")
 def test_missing_server_skips_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a server is missing the test is skipped, and says so."""
@@ -196,6 +210,21 @@ def test_free_ports_can_be_bound() -> None:
     """A free port can be bound again."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", free_port()))
+
+
+def test_free_port_is_not_handed_out_again_while_its_server_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system may well name a port twice that nobody listens on yet."""
+    named = iter([51, 52, 51, 52, 53])
+
+    class Socket(socket.socket):
+        def bind(self, address: object) -> None:
+            """Bind nothing."""
+
+        def getsockname(self) -> tuple[str, int]:
+            return ("127.0.0.1", next(named))
+
+    monkeypatch.setattr("netcore.testing._process.socket.socket", Socket)
+    assert [free_port(), free_port(), free_port()] == [51, 52, 53]
 
 
 def _not_installed(name: str) -> object:

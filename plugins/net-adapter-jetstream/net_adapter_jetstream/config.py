@@ -32,8 +32,9 @@ class JetStreamConfig(AdapterConfig, frozen=True, kw_only=True, tag="jetstream")
             In the packed layout a message is a batch.
         max_bytes: retention: bytes a stream, or None, as above.
         max_age_s: retention: seconds, or None, as above.
-        duplicate_window_s: how long the server remembers message ids, seconds. A second safeguard:
-            each id costs the server memory for that long.
+        duplicate_window_s: how long the server remembers message ids, seconds, of each stream that this
+            adapter creates; an existing stream keeps a longer one. A second safeguard, which storing
+            once does not rest on: each id costs the server memory for that long.
         timeout_ms: bound on connecting and on each request, 50..600,000 ms.
         layout: `event` stores one message an event; `packed` one a batch, several times faster.
             Readers take both, in one stream too.
@@ -57,7 +58,7 @@ class JetStreamConfig(AdapterConfig, frozen=True, kw_only=True, tag="jetstream")
     max_events: int | None = None
     max_bytes: int | None = None
     max_age_s: float | None = None
-    duplicate_window_s: float = 3600
+    duplicate_window_s: float = 120
     timeout_ms: float = 5000
     layout: Literal["event", "packed"] = "event"
     user: str | None = None

@@ -15,10 +15,12 @@ from netcore import AdapterError, AdapterRefusedError, FatalAdapterError, Transi
 
 __all__ = ["ApiError", "NotFoundError", "from_api", "from_client"]
 
+WRONG_LAST_ID: Final = 10070
 WRONG_LAST_SEQUENCE: Final = 10071
 DUPLICATE_IN_BATCH: Final = 10201
 STREAM_NOT_FOUND: Final = 10059
 NAME_IN_USE: Final = 10058
+SUBJECT_IN_USE: Final = 10065
 
 _REFUSED: Final = {
     10002: "the account's JetStream resources are used up; raise its limits or shorten the retention",
@@ -27,7 +29,7 @@ _REFUSED: Final = {
     10035: "JetStream is not available to this account",
     10039: "JetStream is not enabled for this account; enable it in the server's configuration",
     10052: "the stream's configuration was refused",
-    10065: "another stream has that subject; remove it there, or use another prefix",
+    SUBJECT_IN_USE: "another stream has that subject; remove it there, or use another prefix",
     10074: "replicas need a cluster of that many servers; lower `replicas`",
     10076: "JetStream is not enabled; start nats-server with -js",
     10077: "the stream is full and discards what is new; raise its limits, or set its discard policy to old",

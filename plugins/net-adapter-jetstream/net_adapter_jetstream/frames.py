@@ -5,7 +5,9 @@ Two ways to make several messages one step (the server's rules: ADR-50, "JetStre
 - *atomic*: each message names its batch and its place in it, the last one commits; the server
   stores all or nothing.
 - *chain*, for servers that know no batches, and for a single message: each expects the one before
-  it to be the stream's last, so that a torn chain has no hole and its re-sending completes it.
+  it to be the stream's last, by its number and by its id, so that a torn chain has no hole and its
+  re-sending completes it. The number alone would let somebody else's chain with the same base go on
+  in the middle of this one.
 
 Only the last message asks for a reply. It also carries the *marks* (see `marks`).
 """
@@ -19,6 +21,7 @@ from net_adapter_jetstream.marks import HEADER as MARKS_HEADER
 __all__ = ["ROOM", "Shipment", "headers", "render"]
 
 _EXPECTED: Final = "Nats-Expected-Last-Sequence"
+_EXPECTED_ID: Final = "Nats-Expected-Last-Msg-Id"
 ROOM: Final = 4096
 """More than the headers and the envelope of any message take, ids and marks included, bytes."""
 
@@ -58,6 +61,8 @@ def headers(shipment: Shipment, place: int) -> dict[str, str]:
             made["Nats-Batch-Commit"] = "1"
     else:
         made[_EXPECTED] = str(shipment.base + place)
+        if place > 0:
+            made[_EXPECTED_ID] = f"{shipment.ids}{shipment.indices[place - 1]}"
     made["Nats-Msg-Id"] = f"{shipment.ids}{shipment.indices[place]}"
     if last and shipment.marks:
         made[MARKS_HEADER] = shipment.marks
@@ -87,14 +92,18 @@ def render(shipment: Shipment, reply: str) -> bytes:
     if shipment.batch_id is not None:
         start = b"\r\nNATS/1.0\r\nNats-Batch-Id: %b\r\nNats-Batch-Sequence: " % shipment.batch_id.encode()
         number = 1
+        before = b""
     else:
         start = b"\r\nNATS/1.0\r\n%b: " % _EXPECTED.encode()
         number = shipment.base
+        before = b"\r\n%b: %b" % (_EXPECTED_ID.encode(), ids)
     middle = b"\r\nNats-Msg-Id: %b" % ids
     parts = [_frame(shipment, 0, "")]
+    indices = shipment.indices
     for place in range(1, count - 1):
         body = bodies[place]
-        head = b"%b%d%b%d\r\n\r\n" % (start, number + place, middle, shipment.indices[place])
+        former = b"%b%d" % (before, indices[place - 1]) if before else b""
+        head = b"%b%d%b%b%d\r\n\r\n" % (start, number + place, former, middle, indices[place])
         size = len(head) - 2  # its line break ends the command
         parts.append(b"%b%d %d%b%b\r\n" % (command, size, size + len(body), head, body))
     parts.append(_frame(shipment, count - 1, reply))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any, Final
 
@@ -27,6 +28,8 @@ _METADATA: Final = (2, 10, 0)
 _PACKED: Final = "netcore.packed"
 """Entry in the stream's metadata, set before the first packed message is written."""
 _S: Final = 1_000_000_000
+_LOOKS: Final = 10
+_LOOK_S: Final = 0.05
 
 
 class _StreamState(msgspec.Struct):
@@ -258,8 +261,16 @@ class Streams:
         if self._marks_packed:
             wanted["metadata"] = {_PACKED: "true"}
         answer = await self._change("CREATE", shard, wanted)
-        if answer.error is not None and answer.error.err_code == failures.NAME_IN_USE:
-            return await self.ensure(shard)  # somebody else made it in between, with other settings
+        if answer.error is not None and answer.error.err_code in (
+            failures.NAME_IN_USE,
+            failures.SUBJECT_IN_USE,
+        ):
+            # Somebody else may have made it in between. An old server that is still at it complains of
+            # the subject, and does not show the stream yet.
+            for _ in range(_LOOKS):
+                if await self.info(shard) is not None:
+                    return await self.ensure(shard)
+                await asyncio.sleep(_LOOK_S)
         if answer.error is not None:
             raise failures.from_api(answer.error, f"creating stream {self.name(shard)}")
         return _info(answer, self.name(shard))

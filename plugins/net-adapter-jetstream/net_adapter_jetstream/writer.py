@@ -141,7 +141,7 @@ class Writer:
             return self._stored(answer, batch, shipment, marks)
         self._doubt = None  # it was refused, so it is not there
         code = answer.error.err_code
-        if code == failures.WRONG_LAST_SEQUENCE:
+        if code in (failures.WRONG_LAST_SEQUENCE, failures.WRONG_LAST_ID):
             return False
         if code == failures.DUPLICATE_IN_BATCH:
             return await self._is_duplicate(batch)

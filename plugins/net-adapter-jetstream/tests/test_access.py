@@ -15,7 +15,7 @@ import nkeys  # type: ignore[import-untyped]
 import pytest
 from net_adapter_jetstream import JetStreamAdapter, JetStreamConfig
 
-from netcore import AdapterRefusedError, ConfigError, Stream, TransientAdapterError
+from netcore import AdapterRefusedError, Batch, ConfigError, Stream, TransientAdapterError
 from netcore.testing.contract import Writer, adapter_context, drain
 from netcore.testing.proxy import FaultyProxy
 from netcore.testing.servers import NatsServer
@@ -44,6 +44,16 @@ async def works(adapter: JetStreamAdapter) -> bool:
     """Write an event and read it back."""
     await Writer(adapter).write([b"1"])
     return len(await drain(adapter)) == 1
+
+
+async def append_once_allowed(adapter: JetStreamAdapter, batch: Batch) -> None:
+    """Append again and again, as a bus would, until the server's new configuration lets it."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await adapter.append(batch)
+            except (AdapterRefusedError, TransientAdapterError):
+                await asyncio.sleep(0.02)
 
 
 async def test_login_by_url_and_by_settings(open_adapter: OpenAdapter) -> None:
@@ -193,13 +203,7 @@ async def test_permission_to_publish_missing_is_refused_at_once_and_mended() -> 
         assert time.monotonic() - began < 5
         server.config = users("nothing")
         server.reload()
-        async with asyncio.timeout(20):
-            while True:
-                try:
-                    await adapter.append(batch)
-                    break
-                except (AdapterRefusedError, TransientAdapterError):
-                    await asyncio.sleep(0.02)
+        await append_once_allowed(adapter, batch)
         assert len(await drain(adapter)) == 2
         await adapter.close()
 
@@ -238,13 +242,7 @@ async def test_login_revoked_while_running_is_refused_and_recovers(
         assert not (await adapter.health()).ok
         server.config = _USER
         server.reload()
-        async with asyncio.timeout(20):
-            while True:
-                try:
-                    await adapter.append(batch)
-                    break
-                except (AdapterRefusedError, TransientAdapterError):
-                    await asyncio.sleep(0.02)
+        await append_once_allowed(adapter, batch)
         assert len(await drain(adapter)) == 2
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import nats as nats_client
 import pytest
+from nats.js.errors import APIError
 from net_adapter_jetstream import JetStreamAdapter, JetStreamConfig
 
 from netcore import AdapterClosedError, Batch, Stream, TransientAdapterError
@@ -281,6 +284,47 @@ async def test_two_producers_on_one_shard_store_all_once(
     assert len(found) == 1200
     for writer, tag in zip(writers, (b'"a"', b'"b"'), strict=True):
         assert [raw for raw in found if tag in raw] == payloads_of(writer.written)
+
+
+@pytest.mark.parametrize("server", ["nats", "old_nats"])
+async def test_two_producers_that_make_the_stream_at_once_both_write(
+    request: pytest.FixtureRequest, prefix: str, server: str
+) -> None:
+    """Whoever comes second takes the stream that the first has made, whatever the server complains of."""
+    url = request.getfixturevalue(server).url
+    adapters = [JetStreamAdapter(JetStreamConfig(url=url, prefix=prefix, timeout_ms=5000)) for _ in range(2)]
+    for adapter in adapters:
+        await adapter.open(adapter_context())
+    for shard in range(40):
+        batches = [Writer(adapter, shard=shard).batch([b"1"]) for adapter in adapters]
+        await asyncio.gather(*(a.append(b) for a, b in zip(adapters, batches, strict=True)))
+    assert len(await adapters[0].streams()) == 40
+    for adapter in adapters:
+        await adapter.close()
+
+
+@pytest.mark.parametrize("server", ["nats", "old_nats"])
+async def test_two_chains_interleaved_by_the_server_store_one_of_them_whole(
+    request: pytest.FixtureRequest, prefix: str, server: str
+) -> None:
+    """Where batches are chains: a chain that another one has begun before must not go on in the middle of it."""
+    from net_adapter_jetstream import frames
+
+    client = await nats_client.connect(request.getfixturevalue(server).url)
+    stream = client.jetstream()
+    await stream.add_stream(name=prefix, subjects=[prefix])
+    one, two = (
+        frames.Shipment(prefix, [b"%d" % n for n in range(8)], f"{tag}:0:0:", list(range(8)), 0, None, "")
+        for tag in ("one", "two")
+    )
+    order = [*((one, n) for n in range(3)), *((two, n) for n in range(8)), *((one, n) for n in range(3, 8))]
+    for shipment, place in order:
+        with contextlib.suppress(APIError):  # what the server refuses is what this is about
+            await stream.publish(prefix, shipment.bodies[place], headers=frames.headers(shipment, place))
+    info = await stream.stream_info(prefix)
+    stored = [await stream.get_msg(prefix, seq) for seq in range(1, info.state.last_seq + 1)]
+    assert [message.headers["Nats-Msg-Id"] for message in stored] == [f"one:0:0:{n}" for n in range(8)]
+    await client.close()
 
 
 async def test_server_that_ignores_batches_is_found_out(

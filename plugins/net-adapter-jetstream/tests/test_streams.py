@@ -311,8 +311,18 @@ async def test_existing_stream_is_given_what_it_lacks(
     await Writer(adapter).write(numbered(0, 5))
     config = (await admin.api("INFO"))["config"]
     assert (config["allow_direct"], config["allow_atomic"]) == (True, True)
-    assert (config["max_msgs"], config["duplicate_window"]) == (60, 3600 * 10**9)
+    assert (config["max_msgs"], config["duplicate_window"]) == (60, 120 * 10**9)
     assert (config["description"], config["compression"]) == ("theirs", "s2")
+
+
+async def test_existing_stream_keeps_a_longer_window(
+    nats: NatsServer, open_adapter: OpenAdapter, admin: Admin
+) -> None:
+    """Two processes with different settings must not set it to and fro."""
+    await admin.create(duplicate_window=3600 * 10**9)
+    adapter = await open_adapter(nats.url)
+    await Writer(adapter).write(numbered(0, 5))
+    assert (await admin.api("INFO"))["config"]["duplicate_window"] == 3600 * 10**9
 
 
 @pytest.mark.parametrize(

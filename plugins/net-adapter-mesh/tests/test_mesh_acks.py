@@ -29,6 +29,39 @@ def test_acks_with_too_few_peers_acknowledges_nothing_and_stores_once(cluster):
         assert_complete(node.ask("gather", count=2)["events"], 2)
 
 
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_acks_of_a_peer_that_goes_and_comes_back_stores_each_batch_once(cluster, how):
+    """An outage of the only peer is transient; what is here can be read all the while, and nothing is lost.
+
+    This is what the contract suite asks in its clauses on outages, which have a backend in mind that
+    nothing can be read from while it is away.
+    """
+    b = cluster.start()
+    a = cluster.start(peers=[b.address], acks=1, timeout_ms=300)
+    a.ask("until", expression="len(stats['links']) == 1")
+    assert a.ask("append", shard=0, payloads=["before"]) == 1
+    a.ask("ingest", shard=0, payloads=["during", "too"])
+    if how == "stopped":
+        b.stop()
+    else:
+        b.kill()
+    for _ in range(2):
+        with pytest.raises(NodeError, match="TransientAdapterError: 0 of 1 peers"):
+            a.ask("send", shard=0)
+    a.ask("until", expression="not stats['links']")
+    assert a.ask("health")[0] is False
+    assert "before" in [event[4] for event in a.ask("gather", count=1)["events"]]
+    if how == "stopped":
+        b.cont()
+    else:
+        b = cluster.start(listen=b.address)
+    a.ask("until", expression="len(stats['links']) == 1")
+    assert a.ask("health")[0] is True
+    assert a.ask("send", shard=0) == 3
+    for node in (a, b):
+        assert_complete(node.ask("gather", count=3, chain="afterwards")["events"], 3)
+
+
 def test_acks_of_two_counts_a_peer_behind_another(cluster):
     """A node without a link of its own counts once its table has come round."""
     b = cluster.start(discover=False)
