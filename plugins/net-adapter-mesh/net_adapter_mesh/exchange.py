@@ -268,7 +268,7 @@ class Exchange:
         self._settled(link, size)
         author = self.links.get(origin)
         if author is not None:
-            author.send(Ack(origin, self._log.heads(origin)[0]))
+            author.send(Ack(origin, self._log.lanes[origin].head))
 
     def _settled(self, link: Link, size: int) -> None:
         link.stored += size

@@ -183,7 +183,8 @@ class Node:
         idle = not self._commands
         self._transport.poll(max(0.0, due - now) if idle else 0.0)
         self._unpicked = 0
-        self._picked.set()
+        if not self._picked.is_set():
+            self._picked.set()
         while self._commands:
             self._commands.popleft()()
         if self.exchange.stale:

@@ -6,6 +6,7 @@ nothing queued for a peer's former life reaches its next one.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -68,13 +69,12 @@ class Waker:
                 self._outer.send(b"", zmq.NOBLOCK)
 
     def clear(self) -> None:
-        """Take the wake-up; what is asked for from now on wakes again.
+        """Take the wake-up, the only one there can be; what is asked for from now on wakes again.
 
         Both under the lock: a wake-up taken here while it counts as under way would be the last.
         """
-        with self._lock:
-            while self.inner.poll(0):
-                self.inner.recv(zmq.NOBLOCK)
+        with self._lock, contextlib.suppress(zmq.Again):
+            self.inner.recv(zmq.NOBLOCK)
             self._pending = False
 
     def close(self) -> None:
