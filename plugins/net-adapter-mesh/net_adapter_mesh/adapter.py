@@ -200,7 +200,7 @@ class MeshAdapter(Adapter[MeshConfig]):
             self._expected[key] = batch.first_seq + len(batch.events)
             self._last[batch.shard] = entry.lsn
             self._put(entry, (batch.producer, batch.shard, self._expected[key]))
-            node.appended()
+            node.appended(len(stamps))
         await self._settled(node, self._last.get(batch.shard, 0))
 
     def _vector(self) -> Vector:

@@ -25,6 +25,10 @@ __all__ = ["Node"]
 
 _STARVED: Final = 16
 _HAND_OFF_S: Final = 0.002
+_FEW: Final = 16
+_FEW_HAND_OFF_S: Final = 0.0005
+_FEW_PAUSE_S: Final = 0.001
+_FEW_FAILED_S: Final = 0.05
 _SILENT_BEATS: Final = 4.0
 _W_FIRST_S: Final = 0.001
 _W_LAST_S: Final = 0.1
@@ -69,6 +73,7 @@ class Node:
         self._commands: deque[Callable[[], None]] = deque()
         self._unpicked = 0
         self._picked = threading.Event()
+        self._next_hand_off = 0.0
         self._stopping = False
         self.failure: BaseException | None = None
         self._transport = Transport(config, keys, self, logger)
@@ -133,17 +138,26 @@ class Node:
         if threading.current_thread() is not self._thread:
             self._transport.wake()
 
-    def appended(self) -> None:
-        """Say that the own lane grew. Every few times, see to it that the thread really gets to run.
+    def appended(self, count: int) -> None:
+        """Say that the own lane grew by `count` events. Now and then see to it that the thread really runs.
 
         A loop thread that keeps the interpreter lock busy starves the others: each release lets
-        it be taken again before a waiter wakes. So wait, briefly, until the thread has picked up.
+        it be taken again before a waiter wakes. So wait, briefly, until the thread has picked up:
+        every few times; and after a few events, which somebody may wait for, before what they set
+        off here delays their way out. The latter at most once a millisecond, and seldom while the
+        thread does not come to run that soon.
         """
         self._unpicked += 1
         self._transport.wake()
-        if self._unpicked >= _STARVED and self.exchange.links:
+        if not self.exchange.links:
+            return
+        if self._unpicked >= _STARVED:
             self._picked.clear()
             self._picked.wait(_HAND_OFF_S)
+        elif count <= _FEW and (now := time.monotonic()) >= self._next_hand_off:
+            self._picked.clear()
+            taken = self._unpicked == 0 or self._picked.wait(_FEW_HAND_OFF_S)
+            self._next_hand_off = now + (_FEW_PAUSE_S if taken else _FEW_FAILED_S)
 
     def stop(self, timeout: float) -> bool:
         """Say goodbye and end the thread; True if it ended within `timeout` seconds."""
