@@ -241,6 +241,8 @@ class Transport:
             except zmq.ZMQError:
                 return
             self._received(link, parts)
+            if dealer.closed or not dealer.get(zmq.EVENTS) & zmq.POLLIN:
+                return  # cheaper to ask than to fail
 
     def _drain_router(self, router: zmq.Socket[Any]) -> None:
         for _ in range(_BURST):
@@ -254,6 +256,8 @@ class Transport:
                 self.gate.entered(int(frames[-1].get(zmq.SRCFD)))
                 link = self._accept(router, identity)
             self._received(link, [frame.bytes for frame in frames[1:]])
+            if not router.get(zmq.EVENTS) & zmq.POLLIN:
+                return  # cheaper to ask than to fail
 
     def _accept(self, router: zmq.Socket[Any], identity: bytes) -> Link:
         def post(frame: bytes) -> bool:
