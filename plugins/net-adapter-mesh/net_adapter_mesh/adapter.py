@@ -38,7 +38,6 @@ from netcore import (
     Health,
     ReadRequest,
     ShardPage,
-    StoredEvent,
     Stream,
     TransientAdapterError,
 )

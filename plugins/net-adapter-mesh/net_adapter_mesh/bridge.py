@@ -40,7 +40,7 @@ class _AsyncioLoop:
             self._loop.call_soon(callback)
 
     def latch(self) -> tuple[Callable[[], object], Callable[[float], Awaitable[object]]]:
-        """A future and a timer: in the path of every event, where scopes and events cost three times that."""
+        # A plain future and a timer: on the way of every event, scopes and events cost three times that.
         future: asyncio.Future[None] = self._loop.create_future()
 
         def wake() -> None:

@@ -33,6 +33,7 @@ _SILENT_BEATS: Final = 4.0
 _W_FIRST_S: Final = 0.001
 _W_LAST_S: Final = 0.1
 _MAX_PAUSE_S: Final = 1.0
+_SOON_S: Final = 0.005
 
 
 class Node:
@@ -90,6 +91,8 @@ class Node:
         self._w_due: float | None = None
         self._w_pause = _W_FIRST_S
         self._holding = False
+        self._news_of = (0, 0)
+        self._seen: tuple[object, ...] = ()
         self._thread = threading.Thread(target=self._run, name=f"mesh-{log.own}", daemon=True)
 
     def start(self) -> None:
@@ -206,10 +209,17 @@ class Node:
         self.exchange.pump()
         now = time.monotonic()
         self._watch_watermark(now)
-        if now >= self._next_tick or (self.exchange.dirty and now >= self._last_tick + 0.005):
+        if now >= self._ripe():
             self._tick(now)
-        elif self.exchange.dirty:
-            self._next_tick = min(self._next_tick, self._last_tick + 0.005)
+
+    def _ripe(self) -> float:
+        """Renew and return the time of the next tick, after whatever came in this turn."""
+        exchange, last = self.exchange, self._last_tick
+        if exchange.dirty:
+            self._next_tick = min(self._next_tick, last + _SOON_S)
+        if self._news_of != (self._log.version, self.members.revision):  # tables may have to tell it
+            self._next_tick = min(self._next_tick, last + self._beat / 2)
+        return self._next_tick
 
     def _watch_watermark(self, now: float) -> None:
         """Ask for a bare watermark while the last entry's does not cover what was stored."""
@@ -223,28 +233,46 @@ class Node:
             self._w_due = now + self._w_pause
 
     def _tick(self, now: float) -> None:
-        self.exchange.dirty = False
+        exchange = self.exchange
+        exchange.dirty = False
         self._last_tick = now
         self._dial(now)
-        for link in list(self.exchange.links.values()):
-            if now - link.heard > _SILENT_BEATS * self._beat:
+        for link in list(exchange.links.values()):
+            if now - link.heard >= _SILENT_BEATS * self._beat:
                 self.lost(link, "silent")
-        self.members.update(self.exchange.links, self._log.rows())
+        self.members.update(exchange.links, self._log.rows())
         self.members.forget(time.time_ns())
-        for link in list(self.exchange.links.values()):
-            self.exchange.table(link)
-        self.exchange.route()
+        for link in list(exchange.links.values()):
+            exchange.table(link)
+        news = (self._log.version, self.members.revision)
+        if exchange.stale or exchange.routing.restless or news != self._news_of:
+            exchange.route()
         if self._config.max_age_s is not None:
             self._log.expire()
         self._holding = self._log.release(self.members.can_grow, now, self._causal_wait)
-        pause = self._beat / 2
+        self._news_of = (self._log.version, self.members.revision)
+        tried = sum(target.tried for target in list(self._targets.values()))
+        seen = (*self._news_of, tried, *exchange.links, *exchange.heads_pending)
+        changed, self._seen = seen != self._seen, seen
+        if changed:
+            self._news()
+        self._next_tick = now + max(_SOON_S, self._pause(now, quiet=not changed))
+
+    def _pause(self, now: float, *, quiet: bool) -> float:
+        """Return how long the next tick may wait: half a heartbeat; all of it while nothing happens."""
+        pause = self._beat if quiet and not self.exchange.routing.restless else self._beat / 2
         if self._holding:
-            pause = min(pause, max(0.005, self._causal_wait / 4))
-        retry = min(
-            (target.retry_at for target in self._targets.values() if target.link is None), default=now + pause
-        )
-        self._next_tick = now + max(0.005, min(pause, retry - now))
-        self._news()
+            pause = min(pause, max(_SOON_S, self._causal_wait / 4))
+        for link in self.exchange.links.values():
+            pause = min(pause, link.told + self._beat - now, link.heard + _SILENT_BEATS * self._beat - now)
+        for target in self._targets.values():
+            if target.link is None and not self._has(target.node):
+                pause = min(pause, target.retry_at - now)
+        return pause
+
+    def _has(self, node: str) -> bool:
+        """Tell whether there is no need to dial a node: it is this one, or linked."""
+        return node == self._log.own or node in self.exchange.links
 
     def _dial(self, now: float) -> None:
         """Dial seeds, and members heard of that this node is to dial."""
@@ -256,7 +284,7 @@ class Node:
                 self.lost(link, "no answer")
             if target.link is not None or now < target.retry_at:
                 continue
-            if target.node == self._log.own or target.node in self.exchange.links:
+            if self._has(target.node):
                 target.tried = True
                 target.retry_at = now + self._beat
                 continue

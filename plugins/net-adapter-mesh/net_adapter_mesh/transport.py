@@ -241,7 +241,7 @@ class Transport:
             except zmq.ZMQError:
                 return
             self._received(link, parts)
-            if dealer.closed or not dealer.get(zmq.EVENTS) & zmq.POLLIN:
+            if dealer.closed or not int(dealer.get(zmq.EVENTS)) & zmq.POLLIN:
                 return  # cheaper to ask than to fail
 
     def _drain_router(self, router: zmq.Socket[Any]) -> None:
@@ -256,7 +256,7 @@ class Transport:
                 self.gate.entered(int(frames[-1].get(zmq.SRCFD)))
                 link = self._accept(router, identity)
             self._received(link, [frame.bytes for frame in frames[1:]])
-            if not router.get(zmq.EVENTS) & zmq.POLLIN:
+            if not int(router.get(zmq.EVENTS)) & zmq.POLLIN:
                 return  # cheaper to ask than to fail
 
     def _accept(self, router: zmq.Socket[Any], identity: bytes) -> Link:
