@@ -252,7 +252,7 @@ class Engine:
         lagging: list[int] = []
         patience = time.monotonic() - self.config.causal_wait_ms / 1e3
         for shard in self.shards.values():
-            done = len(stored.events) if stored is not None and stored.shard == shard.id else 0
+            done = len(stored) if stored is not None and stored.shard == shard.id else 0
             oldest = shard.oldest_ts(done)
             if oldest is None:
                 continue

@@ -169,9 +169,9 @@ _slot: Final[Any] = StoredEvent.__dict__["id"]
 class IndexedEvent(StoredEvent, frozen=True, gc=False, eq=False):
     """A `StoredEvent` whose id is an int in store, made text only when somebody asks.
 
-    Rings hold these (`IndexedEvent(0, shard, ts, raw)`): the entry of a ring is already the event
-    that a store keeps and a poll returns, so nothing is built twice. A store that numbers its
-    events calls `set_index(event, n)`; the id is then `str(n)`.
+    A batch's events are such (`IndexedEvent(0, shard, ts, raw)`): what a batch brings is already
+    the object that a store keeps and a poll returns, so nothing is built twice. A store that
+    numbers its events calls `set_index(event, n)`; the id is then `str(n)`.
     """
 
     @property  # type: ignore[misc]  # shadows the slot, which holds the int

@@ -268,7 +268,7 @@ class _Log:
     def unseen(self, batch: Batch) -> list[StoredEvent]:
         """Return the part of a batch that is not stored yet, and expect what follows it."""
         expected = self._expected.get(batch.producer, 0)
-        end = batch.first_seq + len(batch.events)
+        end = batch.first_seq + len(batch)
         if end <= expected:
             return []
         self._expected[batch.producer] = end

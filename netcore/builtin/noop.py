@@ -52,7 +52,7 @@ class NoopAdapter(Adapter[NoopConfig]):
     async def append(self, batch: Batch) -> None:
         """Count and discard."""
         self._check()
-        self._discarded += len(batch.events)
+        self._discarded += len(batch)
 
     async def streams(self) -> list[Stream]:
         """Return none."""

@@ -34,6 +34,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import msgspec
 
 from netcore.config import AdapterConfig
+from netcore.contracts.batch import Batch
 from netcore.events import StoredEvent
 
 __all__ = [
@@ -50,23 +51,6 @@ __all__ = [
 ]
 
 ConfigT = TypeVar("ConfigT", bound=AdapterConfig)
-
-
-class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """Events of one shard, to be stored in this order, all or nothing.
-
-    Attributes:
-        producer: the bus that sends it: 32 hex digits, new for each opened bus.
-        shard: the shard.
-        first_seq: sequence number of the first event among (producer, shard), from 0. The next
-            batch starts at `first_seq + len(events)` or, where events were dead-lettered, later.
-        events: one or more; `ts`, `raw` and `shard` are set, `id` means nothing yet.
-    """
-
-    producer: str
-    shard: int
-    first_seq: int
-    events: list[StoredEvent]
 
 
 class Stream(msgspec.Struct, frozen=True, order=True):

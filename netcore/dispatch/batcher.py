@@ -6,16 +6,12 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable
 from itertools import accumulate
-from operator import attrgetter
-from typing import Final
 
-from netcore.events import IndexedEvent
+from netcore.ingest.ring import NOTHING, Columns
 from netcore.ingest.shard import Shard
 from netcore.runtime import Progress
 
 __all__ = ["Batcher"]
-
-_raw: Final = attrgetter("raw")
 
 
 class Batcher:
@@ -56,21 +52,21 @@ class Batcher:
         self._since: float | None = None
         """When the delay of the events now in the ring began: no later than the first of them came."""
 
-    async def next(self) -> list[IndexedEvent]:
-        """Wait for a batch; empty once the ring is sealed and drained.
+    async def next(self) -> Columns:
+        """Wait for a batch; no payloads once the ring is sealed and drained.
 
         What it returns stays in `shard.held` until settled.
         """
         shard = self._shard
         ring = shard.ring
         while True:
-            if shard.held:
+            if shard.held.payloads:
                 return self._cut()
             await self._pass_fences()
             waiting = ring.here
             if not waiting:
                 if ring.finish():
-                    return []
+                    return NOTHING
                 if ring.doze():
                     self._since = None
                     await shard.signal.wait()
@@ -95,15 +91,15 @@ class Batcher:
         ring = self._shard.ring
         return ring.sealed or self._shard.stopping or any(mark.settle_at is None for mark in ring.marks)
 
-    def _cut(self) -> list[IndexedEvent]:
+    def _cut(self) -> Columns:
         """Return as much of what is held as fits into one batch."""
         held = self._shard.held
         if self._max_bytes is None:
             return held
-        sizes = list(accumulate(map(len, map(_raw, held))))
+        sizes = list(accumulate(map(len, held.payloads)))
         if sizes[-1] <= self._max_bytes:
             return held
-        return held[: max(1, bisect_right(sizes, self._max_bytes))]
+        return held.part(0, max(1, bisect_right(sizes, self._max_bytes)))
 
     async def _pass_fences(self) -> None:
         """Wait while the oldest event in the ring must not leave yet; see `scaling.resharding`."""

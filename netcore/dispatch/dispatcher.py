@@ -14,6 +14,7 @@ from netcore.contracts.adapter import Adapter, Batch
 from netcore.dispatch.batcher import Batcher
 from netcore.errors import AdapterRefusedError, FatalAdapterError, TransientAdapterError, describe
 from netcore.events import IndexedEvent
+from netcore.ingest.ring import NOTHING
 from netcore.ingest.shard import Shard
 from netcore.runtime import Progress, Runtime
 
@@ -98,14 +99,15 @@ class Dispatcher:
     async def run(self) -> None:
         """Drain the shard until its ring is sealed and empty."""
         turn_ends = time.monotonic() + TURN_S
-        while events := await self._batcher.next():
+        while (columns := await self._batcher.next()).payloads:
             began = self._shard.busy_since = time.monotonic()
             await self._store(
                 Batch(
                     producer=self._producer,
                     shard=self._shard.id,
                     first_seq=self._shard.next_seq,
-                    events=events,  # type: ignore[arg-type]  # list is invariant; adapters only read
+                    stamps=columns.stamps,
+                    payloads=columns.payloads,
                 )
             )
             now = time.monotonic()
@@ -165,7 +167,7 @@ class Dispatcher:
         shard = self._shard
         if shard.given_up:
             return
-        count = len(batch.events)
+        count = len(batch)
         shard.dispatched += count
         shard.batches += 1
         shard.last_batch_ms = seconds * 1e3
@@ -176,22 +178,21 @@ class Dispatcher:
     def _settle(self, count: int) -> None:
         shard = self._shard
         shard.next_seq += count
-        shard.held = [] if count == len(shard.held) else shard.held[count:]
+        shard.held = NOTHING if count == len(shard.held.payloads) else shard.held.part(count)
         shard.last_error = ""
         shard.last_progress = time.monotonic()
         self._progress.notify()
 
     async def _bisect(self, batch: Batch, error: FatalAdapterError) -> None:
         """Store all of a refused batch but the events that make it so."""
-        events = batch.events
         if self._shard.given_up:
             return
-        if len(events) == 1:
-            event: Any = events[0]
+        if len(batch) == 1:
+            event: Any = batch.events[0]
             self._shard.dead_lettered += 1
             self._settle(1)
             self._events.dead_letter(self._shard.id, batch.first_seq, event, error)
             return
-        middle = len(events) // 2
-        for first, half in ((0, events[:middle]), (middle, events[middle:])):
-            await self._store(msgspec.structs.replace(batch, first_seq=batch.first_seq + first, events=half))
+        middle = len(batch) // 2
+        for half in (batch.part(0, middle), batch.part(middle)):
+            await self._store(half)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from itertools import repeat
+from itertools import islice
+from operator import call
 from typing import Any, Final
 
 from netcore.contracts.policies import BackpressurePolicy, FullShard, Verdict
 from netcore.errors import BackpressureError, ClosedError, PayloadError
-from netcore.events import Event, IndexedEvent, RawEvent, new_indexed
+from netcore.events import Event, RawEvent
 from netcore.ingest.payloads import (
     ENCODE_ERRORS,
     Accepted,
@@ -83,12 +85,12 @@ class Producer:
             route = route_hash(data) if key is None else key_hash(key)
         else:
             data, route = normalise(data, key)
-        gate, entries, append, shard = self._router.routes[route & MASK]
+        gate, entries, shard = self._router.routes[route & MASK]
         if len(entries) < gate.limit:
             ts = next(self._clock.counter)
-            append(entry := new_indexed(0, shard, ts, data))
+            entries += (ts, data)
             if gate.attention:
-                return self._settle_push(gate, entry, route)
+                return self._settle_push(gate, ts, data, route)
             return shard, ts
         return self._enter(data, route)
 
@@ -116,11 +118,11 @@ class Producer:
             except ENCODE_ERRORS:
                 data = encoded(event)  # says what is wrong
             route = route_hash(data) if key is None else key_hash(key)
-            gate, entries, append, shard = self._router.routes[route & MASK]
+            gate, entries, shard = self._router.routes[route & MASK]
             if len(entries) < gate.limit:
                 ts = next(self._clock.counter)
-                append(entry := new_indexed(0, shard, ts, data))
-                return self._settle_push(gate, entry, route) if gate.attention else (shard, ts)
+                entries += (ts, data)
+                return self._settle_push(gate, ts, data, route) if gate.attention else (shard, ts)
             return self.ingest_raw(data, key)
         if isinstance(event, Event | RawEvent):
             return self.ingest_raw(event, key)
@@ -207,7 +209,7 @@ class Producer:
 
     # -- the slow path ---------------------------------------------------------------------------
 
-    def _settle_push(self, gate: Gate, entry: IndexedEvent, route: int) -> Accepted | None:
+    def _settle_push(self, gate: Gate, ts: int, data: bytes, route: int) -> Accepted | None:
         """Decide on a pushed event whose gate asked for attention."""
         ring = gate.ring
         with ring.lock:
@@ -217,13 +219,13 @@ class Producer:
             if not moved and ring.depth <= ring.capacity:
                 if ring.wanted:
                     ring.rouse()
-                return entry.shard, entry.ts
-            withdrawn = ring.withdraw(entry)
+                return ring.shard, ts
+            withdrawn = ring.withdraw(ts)
         if withdrawn:
-            return self._enter(entry.raw, route)
+            return self._enter(data, route)
         if moved:
             self._router.moved_late(ring, route)
-        return entry.shard, entry.ts  # the worker has it, so it counts as accepted
+        return ring.shard, ts  # the worker has it, so it counts as accepted
 
     def _enter(self, data: bytes, route: int) -> Accepted | None:
         """Get an event in, asking the policy if the ring is full; blocks a thread if it says so."""
@@ -255,7 +257,7 @@ class Producer:
                 if ring.room:
                     return self._push(ring, data)
                 ring.full_hits += 1
-                full = FullShard(ring.shard, min(len(ring.entries), ring.capacity), ring.capacity, data)
+                full = FullShard(ring.shard, min(ring.count, ring.capacity), ring.capacity, data)
             verdict = self._ask(full)
             if verdict is Verdict.WAIT:
                 if may_wait or self._runtime is None or self._runtime.thread_id != threading.get_ident():
@@ -271,7 +273,7 @@ class Producer:
                 if ring.sealed or self._router.routes[route & MASK][0].ring is not ring:
                     continue
                 if verdict is Verdict.EVICT:
-                    if ring.depth >= ring.capacity and ring.entries:
+                    if ring.depth >= ring.capacity and ring.count:
                         ring.evict()
                     return self._push(ring, data)
                 if verdict is Verdict.DISCARD:
@@ -285,7 +287,7 @@ class Producer:
     def _push(self, ring: Ring, data: bytes) -> Accepted:
         """Stamp and append with the ring's lock held."""
         ts = self._clock.tick()
-        ring.push(new_indexed(0, ring.shard, ts, data))
+        ring.push(ts, data)
         return ring.shard, ts
 
     def _ask(self, shard: FullShard) -> Verdict:
@@ -338,18 +340,17 @@ class Producer:
         gates, shards = self._router.table
         for gate in gates.values():
             # Not the limit: a worker that gathers a batch lowers it to be woken at the ceiling.
-            if gate.limit == 0 or gate.ring.soft - len(gate.ring.entries) < len(chunk):
+            if gate.limit == 0 or gate.ring.soft - gate.ring.count < len(chunk):
                 return False
         homes = [shards[route & MASK] for route in map(route_hash, chunk)]
         # One look-up of the counter serves this chunk; see the margins of `Clock`.
-        made = list(map(new_indexed, repeat(0), homes, self._clock.counter, chunk))
-        appends = {shard: gate.ring.entries.append for shard, gate in gates.items()}
-        for shard, entry in zip(homes, made, strict=True):
-            appends[shard](entry)
-        summary.accepted += len(made)
+        stamps = list(islice(self._clock.counter, len(chunk)))
+        extends = {shard: gate.ring.entries.extend for shard, gate in gates.items()}
+        deque(map(call, map(extends.__getitem__, homes), zip(stamps, chunk, strict=True)), 0)
+        summary.accepted += len(chunk)
         for shard, gate in gates.items():
             if gate.attention or len(gate.ring.entries) > gate.limit:
-                self._settle_chunk(gate, shard, homes, made, first, summary)
+                self._settle_chunk(gate, shard, homes, stamps, chunk, first, summary)
         return True
 
     def _settle_chunk(
@@ -357,7 +358,8 @@ class Producer:
         gate: Gate,
         shard: int,
         homes: list[int],
-        made: list[IndexedEvent],
+        stamps: list[int],
+        chunk: Sequence[bytes],
         first: int,
         summary: Summary,
     ) -> None:
@@ -366,22 +368,21 @@ class Producer:
         If any may not stay, all that are still there are taken back out and enter one by one.
         """
         ring = gate.ring
-        again: list[tuple[int, IndexedEvent]] = []
+        again: list[int] = []
         late: int | None = None
         with ring.lock:
             if gate is ring.gate and not ring.sealed and ring.depth <= ring.capacity:
-                if ring.entries and ring.wanted:
+                if ring.count and ring.wanted:
                     ring.rouse()
                 return
             mine = [index for index, home in enumerate(homes) if home == shard]
             for index in reversed(mine):
-                entry = made[index]
-                if not ring.withdraw(entry):  # the worker has this one and all before it
-                    late = route_hash(entry.raw)
+                if not ring.withdraw(stamps[index]):  # the worker has this one and all before it
+                    late = route_hash(chunk[index])
                     break
-                again.append((first + index, entry))
+                again.append(index)
         if late is not None:
             self._router.moved_late(ring, late)
         summary.accepted -= len(again)
-        for index, entry in reversed(again):
-            summary.add(index, self.ingest_raw, entry.raw)
+        for index in reversed(again):
+            summary.add(first + index, self.ingest_raw, chunk[index])

@@ -6,11 +6,9 @@ other; assigning slots at random would leave them 25 % apart.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
-from netcore.events import IndexedEvent
 from netcore.ingest.clock import Clock
 from netcore.ingest.ring import Gate, Ring
 
@@ -25,8 +23,8 @@ slots taken one after the other lie far apart."""
 Owners: TypeAlias = list[int]
 """The shard id that owns each slot."""
 
-Route: TypeAlias = tuple[Gate, deque[IndexedEvent], Callable[[IndexedEvent], None], int]
-"""What a push needs of its slot, resolved beforehand: gate, entries, their append, shard id."""
+Route: TypeAlias = tuple[Gate, list[Any], int]
+"""What a push needs of its slot, resolved beforehand: gate, entries, shard id."""
 
 
 def spread(shards: list[int]) -> Owners:
@@ -111,9 +109,7 @@ class Router:
 
     def install(self, owners: Owners, rings: dict[int, Ring]) -> None:
         """Lead every slot to its owner's present gate."""
-        by_shard = {
-            shard: (ring.gate, ring.entries, ring.entries.append, shard) for shard, ring in rings.items()
-        }
+        by_shard = {shard: (ring.gate, ring.entries, shard) for shard, ring in rings.items()}
         routes = [by_shard[owner] for owner in owners]
         self.table = ({shard: ring.gate for shard, ring in rings.items()}, owners)
         self.routes = routes

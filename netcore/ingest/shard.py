@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from netcore.events import IndexedEvent
-from netcore.ingest.ring import FlushMark, Ring
+from netcore.ingest.ring import NOTHING, FlushMark, Ring
 from netcore.runtime import Signal
 from netcore.stats import ShardStats
 
@@ -64,7 +63,7 @@ class Shard:
         self.ring: Final = Ring(shard_id, capacity, wake, moved)
         self.signal: Final = signal
         self.added_at: Final = time.monotonic()
-        self.held: list[IndexedEvent] = []
+        self.held = NOTHING
         """Taken from the ring and not yet settled, oldest first."""
         self.next_seq = 0
         self.dispatched = self.dead_lettered = self.lost = self.batches = self.retries = 0
@@ -106,12 +105,10 @@ class Shard:
         Args:
             stored: how many of the held events to count as stored.
         """
-        if len(self.held) > stored:
-            return self.held[stored].ts
-        try:
-            return self.ring.entries[0].ts
-        except IndexError:
-            return None
+        if len(self.held.stamps) > stored:
+            return self.held.stamps[stored]
+        with self.ring.lock:
+            return self.ring.oldest()
 
     def stalled_since(self) -> float:
         """When it last stored something or was last woken from idling (monotonic seconds)."""
@@ -123,7 +120,7 @@ class Shard:
         self.ring.abandon()
         lost = self.in_flight
         self.lost += lost
-        self.held = []
+        self.held = NOTHING
         return lost
 
     def stats(self, wedged_after_s: float) -> ShardStats:
@@ -136,19 +133,15 @@ class Shard:
         # What is settled is read before what was drained: an event may pass from one to the other
         # in between, and must then not be counted as neither.
         dispatched, dead_lettered, lost = self.dispatched, self.dead_lettered, self.lost
-        drained, evicted, depth = ring.counts()
+        drained, evicted, depth, oldest = ring.counts()
         started, busy_since = self.attempt_started, self.busy_since
-        try:
-            age_ms = max(0.0, (time.time_ns() - ring.entries[0].ts) / 1e6)
-        except IndexError:
-            age_ms = 0.0
         return ShardStats(
             id=self.id,
             depth=depth,
             capacity=ring.capacity,
             utilisation=depth / ring.capacity,
             in_flight=max(0, drained - dispatched - dead_lettered - lost),
-            oldest_age_ms=age_ms,
+            oldest_age_ms=0.0 if oldest is None else max(0.0, (time.time_ns() - oldest) / 1e6),
             accepted=drained + evicted + depth,
             dispatched=dispatched,
             evicted=evicted,

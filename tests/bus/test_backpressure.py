@@ -125,7 +125,7 @@ async def test_put_cancelled_when_room_was_granted_already_passes_it_on() -> Non
         scope.cancel()  # before the task had its turn
         await until(lambda: behind.done)
         assert behind.result is not None
-        assert [e.raw for e in ring.entries] == [b"behind"]
+        assert ring.entries[ring.start + 1 :: 2] == [b"behind"]
         assert (ring.reserved, len(ring.waiters)) == (0, 0)
         # What was taken by hand counts as in flight for good: give it back to the books.
         it.bus._engine.shards[0].lost += 1

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from netcore import BatchConfig
 from netcore.dispatch.batcher import Batcher
-from netcore.events import new_indexed
 from netcore.ingest.shard import Shard
 from netcore.runtime import Progress, Signal
 
@@ -54,14 +53,15 @@ class Desk:
         """Accept events."""
         with self.shard.ring.lock:
             for _ in range(count):
-                self.shard.ring.push(new_indexed(0, 0, self.count, b"x" * size))
+                self.shard.ring.push(self.count, b"x" * size)
                 self.count += 1
 
     async def next(self) -> list[int]:
         """Take a batch, and settle it."""
-        events = await self.batcher.next()
-        self.shard.held = self.shard.held[len(events) :]
-        return [event.ts for event in events]
+        columns = await self.batcher.next()
+        assert len(columns.stamps) == len(columns.payloads)
+        self.shard.held = self.shard.held.part(len(columns.stamps))
+        return columns.stamps
 
 
 async def test_batch_full_leaves_at_once() -> None:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from netcore.builtin.backpressure import DropNewestPolicy
 from netcore.contracts.policies import BackpressurePolicy
 from netcore.errors import ClosedError
-from netcore.events import IndexedEvent
+from netcore.events import IndexedEvent, new_indexed
 from netcore.ingest.clock import Clock
 from netcore.ingest.producer import Producer
-from netcore.ingest.ring import Ring
+from netcore.ingest.ring import Columns, Ring
 from netcore.ingest.router import Router, add_shards, remove_shards, spread
 
 
-class Interruptible(deque[IndexedEvent]):
-    """Lets somebody else run before and after a producer's append: what another thread could do.
+def events_of(ring: Ring, columns: Columns | None = None) -> list[IndexedEvent]:
+    """Return what is in a ring, or what left it as `columns`, as events."""
+    if columns is None:
+        items = ring.entries[ring.start :]
+        columns = Columns(items[::2], items[1::2])
+    return [
+        new_indexed(0, ring.shard, ts, raw) for ts, raw in zip(columns.stamps, columns.payloads, strict=True)
+    ]
+
+
+class Interruptible(list[Any]):
+    """Lets somebody else run before and after a producer's push: what another thread could do.
 
     Not while the ring's lock is held: whoever else wanted something would wait then.
     """
@@ -25,12 +34,16 @@ class Interruptible(deque[IndexedEvent]):
     ring: Ring
     interrupt: Callable[[str], None] = staticmethod(lambda where: None)
 
-    def append(self, entry: IndexedEvent) -> None:
-        """Append, with an interruption on either side."""
+    def __iadd__(self, pair: Iterable[Any]) -> Interruptible:  # type: ignore[override, misc]
+        self.extend(pair)
+        return self
+
+    def extend(self, pair: Iterable[Any]) -> None:
+        """Push, with an interruption on either side."""
         alone = not self.ring.lock.locked()
         if alone:
             self.interrupt("before append")
-        super().append(entry)
+        super().extend(pair)
         if alone:
             self.interrupt("after append")
 
@@ -57,14 +70,14 @@ class Watched(Ring):
 
     def evict(self) -> None:
         """Remember what is thrown out."""
-        self.gone.append(self.entries[0])
+        self.gone.append(events_of(self)[0])
         super().evict()
 
     def drain(self, most: int) -> None:
         """Take as a worker does, and remember it."""
         self.awake()
         self.asleep_for = None
-        self.went += self.take(most)
+        self.went += events_of(self, self.take(most))
 
     def sleep(self, fill: int | None) -> None:
         """Doze as a worker does."""

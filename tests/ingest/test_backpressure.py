@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ingest_lab import Bench
+from ingest_lab import Bench, events_of
 
 from netcore.builtin.backpressure import BlockPolicy, DropNewestPolicy, DropOldestPolicy, SamplePolicy
 from netcore.contracts.policies import BackpressurePolicy, FullShard, Verdict
@@ -46,7 +46,7 @@ def filled(capacity: int, policy: BackpressurePolicy) -> Bench:
 
 def contents(bench: Bench) -> list[bytes]:
     """List the payloads in the only ring."""
-    return [event.raw for event in bench.rings[0].entries]
+    return [event.raw for event in events_of(bench.rings[0])]
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 63, 64, 65, 200])
@@ -196,7 +196,7 @@ def test_block_thread_waits_for_room_in_order() -> None:
         assert [n for n, _ in outcomes] == list(range(number + 1))
     assert contents(bench) == [b"blocked1", b"blocked2"]
     assert {(shard, ts) for _, (shard, ts) in outcomes} == {
-        (e.shard, e.ts) for e in (*bench.rings[0].went, *bench.rings[0].entries) if e.raw.startswith(b"b")
+        (e.shard, e.ts) for e in (*bench.rings[0].went, *events_of(bench.rings[0])) if e.raw.startswith(b"b")
     }
 
 
@@ -235,7 +235,7 @@ def test_block_waiting_while_the_key_moves_enters_at_its_new_home() -> None:
     bench.remove(0)
     thread.join(5)
     assert outcomes[0][0] == 1
-    assert [event.raw for event in bench.rings[1].entries] == [raw]
+    assert [event.raw for event in events_of(bench.rings[1])] == [raw]
 
 
 def test_evict_while_all_room_is_set_aside_keeps_the_capacity() -> None:
@@ -246,7 +246,7 @@ def test_evict_while_all_room_is_set_aside_keeps_the_capacity() -> None:
     with ring.lock:
         ring.enqueue(waiter)
     ring.drain(1)
-    assert (waiter.granted, len(ring.entries)) == (True, 0)
+    assert (waiter.granted, ring.count) == (True, 0)
     assert bench.producer.ingest_raw(b"evictor") is not None
     assert bench.producer._claim(ring, waiter, b"waited", 0) is not None
     assert contents(bench) == [b"waited"]
@@ -289,10 +289,10 @@ def test_ingest_raw_many_acts_as_single_calls(
     assert (summary.accepted, summary.rejected, summary.discarded) == (accepted, rejected, discarded)
     for shard, ring in many.rings.items():
         twin = single.rings[shard]
-        assert [e.raw for e in ring.entries] == [e.raw for e in twin.entries]
+        assert [e.raw for e in events_of(ring)] == [e.raw for e in events_of(twin)]
         assert [e.raw for e in ring.gone] == [e.raw for e in twin.gone]
         assert (ring.evicted, ring.rejected, ring.discarded) == (twin.evicted, twin.rejected, twin.discarded)
-        stamps = [e.ts for e in ring.entries]
+        stamps = [e.ts for e in events_of(ring)]
         assert stamps == sorted(set(stamps))
     assert isinstance(summary.error, BackpressureError) == bool(rejected)
 
@@ -324,7 +324,7 @@ def test_ingest_many_bad_payloads_in_the_middle_are_rejected_alone() -> None:
     assert "object" in str(summary.error)
     summary = bench.producer.ingest_raw_many([b"a", "text", RawEvent(b"b"), None, Event(b"3")])  # type: ignore[list-item]
     assert (summary.accepted, summary.rejected) == (3, [1, 3])
-    there = sorted(e.raw for ring in bench.all_rings for e in ring.entries)
+    there = sorted(e.raw for ring in bench.all_rings for e in events_of(ring))
     assert there == sorted([b'{"a":1}', b"2", b"raw", b'"text"', b"a", b"b", b"3"])
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ingest_lab import Bench, Interruptible, Watched
+from ingest_lab import Bench, Interruptible, Watched, events_of
 
 from netcore.builtin.backpressure import DropNewestPolicy, DropOldestPolicy, SamplePolicy
 from netcore.errors import BackpressureError, ClosedError
@@ -148,12 +148,12 @@ class Play:
         """Nobody sleeps before a full plate: no push is under way any more."""
         for ring in self.bench.all_rings:
             if ring.asleep_for is not None:
-                assert len(ring.entries) <= ring.asleep_for
+                assert ring.count <= ring.asleep_for
 
     def check(self) -> None:
         """Compare what producers were told with what is there."""
         rings = self.bench.all_rings
-        there = [event for ring in rings for event in (*ring.gone, *ring.went, *ring.entries)]
+        there = [event for ring in rings for event in (*ring.gone, *ring.went, *events_of(ring))]
         counts = Counter(event.raw for event in there)
         assert set(counts) == set(self.accepted)
         assert set(counts.values()) <= {1}
@@ -163,8 +163,8 @@ class Play:
         assert sum(ring.accepted for ring in rings) == len(self.accepted)
         assert sum(ring.rejected + ring.discarded for ring in rings) <= len(self.refused)
         for ring in rings:
-            assert len(ring.entries) <= ring.capacity
-            self.check_order([event.raw for event in (*ring.went, *ring.entries)])
+            assert ring.count <= ring.capacity
+            self.check_order([event.raw for event in (*ring.went, *events_of(ring))])
         self.check_marks()
 
     def check_order(self, raws: list[bytes]) -> None:
@@ -227,7 +227,7 @@ def test_push_overtaken_by_others_wakes_the_worker_at_a_full_batch() -> None:
         bench.producer.ingest_raw(b"%d" % number)
     interrupted_once(lambda: [bench.producer.ingest_raw(b"other") for _ in range(9)])
     bench.producer.ingest_raw(b"overtaken")
-    assert len(ring.entries) == 21
+    assert ring.count == 21
     assert ring.wakes == 1
 
 
@@ -245,7 +245,7 @@ def test_push_that_returns_to_a_drained_and_finished_ring_is_not_accepted() -> N
     with pytest.raises(ClosedError, match="closed"):
         bench.producer.ingest_raw(b"late")
     assert ring.accepted == 0
-    assert not ring.entries
+    assert not ring.count
 
 
 def test_ring_finished_counts_nothing_that_comes_later() -> None:
@@ -261,7 +261,7 @@ def test_ring_finished_counts_nothing_that_comes_later() -> None:
             ring.drain(10)
             assert ring.finish()
         else:
-            seen.append((ring.accepted, ring.abandon(), len(ring.entries) == 1))
+            seen.append((ring.accepted, ring.abandon(), ring.count == 1))
 
     Interruptible.interrupt = staticmethod(interrupt)  # type: ignore[method-assign]
     try:
@@ -270,7 +270,7 @@ def test_ring_finished_counts_nothing_that_comes_later() -> None:
     finally:
         Interruptible.interrupt = staticmethod(lambda where: None)  # type: ignore[method-assign]
     assert seen == [(1, 0, True)]
-    assert (ring.accepted, len(ring.entries)) == (1, 0)
+    assert (ring.accepted, ring.count) == (1, 0)
 
 
 def test_ring_abandoned_gives_up_what_is_there_and_passes_marks() -> None:
@@ -294,12 +294,12 @@ def test_push_overtaken_until_the_ring_is_full_asks_the_policy(policy: str) -> N
     if policy == "drop_newest":
         with pytest.raises(BackpressureError, match="is full"):
             bench.producer.ingest_raw(b"overtaken")
-        assert [event.raw for event in ring.entries] == [b"%d" % n for n in range(66)]
+        assert [event.raw for event in events_of(ring)] == [b"%d" % n for n in range(66)]
     else:
         assert bench.producer.ingest_raw(b"overtaken") is not None
-        assert [event.raw for event in ring.entries][-1] == b"overtaken"
+        assert [event.raw for event in events_of(ring)][-1] == b"overtaken"
         assert [event.raw for event in ring.gone] == [b"0"]
-    assert len(ring.entries) == 66
+    assert ring.count == 66
 
 
 def test_push_overtaken_in_a_chunk_until_the_ring_is_full_keeps_the_capacity() -> None:
@@ -309,5 +309,5 @@ def test_push_overtaken_in_a_chunk_until_the_ring_is_full_keeps_the_capacity() -
     interrupted_once(lambda: [bench.producer.ingest_raw(b"%d" % n) for n in range(75)])
     summary = bench.producer.ingest_raw_many([b"many%d" % n for n in range(10)])
     assert (summary.accepted, summary.rejected) == (5, [5, 6, 7, 8, 9])
-    assert len(ring.entries) == 80
-    assert [e.raw for e in ring.entries][75:] == [b"many%d" % n for n in range(5)]
+    assert ring.count == 80
+    assert [e.raw for e in events_of(ring)][75:] == [b"many%d" % n for n in range(5)]

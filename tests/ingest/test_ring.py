@@ -7,33 +7,34 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from netcore.events import IndexedEvent, new_indexed
-from netcore.ingest.ring import FlushMark, Ring, Waiter
+from netcore.ingest import ring as ring_module
+from netcore.ingest.ring import CUT_ITEMS, FlushMark, Ring, Waiter
 
 
 class Barrier:
     """What a flush mark promises: all that was accepted before it."""
 
-    def __init__(self, mark: FlushMark, before: list[IndexedEvent], drained: int) -> None:
+    def __init__(self, mark: FlushMark, before: list[tuple[int, bytes]], drained: int) -> None:
         self.mark = mark
-        self.before = {entry.ts for entry in before}
+        self.before = {ts for ts, _ in before}
         self.needed = drained
 
-    def left(self, entries: list[IndexedEvent]) -> bool:
+    def left(self, entries: list[tuple[int, bytes]]) -> bool:
         """Whether none of it is in the ring any more."""
-        return not any(entry.ts in self.before for entry in entries)
+        return not any(ts in self.before for ts, _ in entries)
 
 
 class RingMachine(RuleBasedStateMachine):
     """Pushes, drains, evicts, withdraws, waits, marks, moves and seals in any order."""
 
-    @initialize(capacity=st.integers(1, 80))
-    def begin(self, capacity: int) -> None:
-        """Make the ring and its model."""
+    @initialize(capacity=st.integers(1, 80), cut=st.sampled_from([0, 8, CUT_ITEMS]))
+    def begin(self, capacity: int, cut: int) -> None:
+        """Make the ring and its model; small lists are also treated as long ones are."""
+        ring_module.CUT_ITEMS = cut
         self.wakes = 0
         self.moves = 0
         self.ring = Ring(4, capacity, wake=self.count_wake, moved=self.count_move)
-        self.model: list[IndexedEvent] = []
+        self.model: list[tuple[int, bytes]] = []
         self.drained = self.evicted = 0
         self.queue: list[Waiter] = []
         self.granted: list[Waiter] = []
@@ -54,10 +55,10 @@ class RingMachine(RuleBasedStateMachine):
         """Stand for the flushes' signal."""
         self.moves += 1
 
-    def fresh(self) -> IndexedEvent:
-        """Make the next event."""
+    def fresh(self) -> tuple[int, bytes]:
+        """Make the next event: its timestamp and payload."""
         self.number += 1
-        return new_indexed(0, 4, self.number, b"%d" % self.number)
+        return self.number, b"%d" % self.number
 
     @rule(count=st.integers(1, 100))
     def push_fast(self, count: int) -> None:
@@ -69,7 +70,8 @@ class RingMachine(RuleBasedStateMachine):
             assert not self.sealed
             assert not self.queue
             assert not self.granted
-            self.ring.entries.append(entry := self.fresh())
+            entry = self.fresh()
+            self.ring.entries += entry
             self.model.append(entry)
             if gate.attention:
                 with self.ring.lock:
@@ -86,7 +88,8 @@ class RingMachine(RuleBasedStateMachine):
                 assert self.ring.room == room
                 if not room or self.sealed:
                     return
-                self.ring.push(entry := self.fresh())
+                entry = self.fresh()
+                self.ring.push(*entry)
                 self.model.append(entry)
 
     @rule(most=st.integers(1, 100))
@@ -94,11 +97,11 @@ class RingMachine(RuleBasedStateMachine):
         """Drain from the old end."""
         taken = self.ring.take(most)
         expected, self.model = self.model[:most], self.model[most:]
-        assert list(map(id, taken)) == list(map(id, expected))
-        for event in taken:
+        assert list(zip(*taken, strict=True)) == expected
+        for ts in taken.stamps:
             self.drained += 1
             for barrier in self.barriers:
-                if event.ts in barrier.before:
+                if ts in barrier.before:
                     barrier.needed = self.drained
         self.grant()
 
@@ -120,11 +123,11 @@ class RingMachine(RuleBasedStateMachine):
         """Take one back out, from anywhere."""
         entry = data.draw(st.sampled_from(self.model))
         with self.ring.lock:
-            assert self.ring.withdraw(entry)
-            assert not self.ring.withdraw(entry)
+            assert self.ring.withdraw(entry[0])
+            assert not self.ring.withdraw(entry[0])
         self.model = [other for other in self.model if other is not entry]
         for barrier in self.barriers:
-            barrier.before.discard(entry.ts)
+            barrier.before.discard(entry[0])
         self.grant()
 
     @rule()
@@ -168,7 +171,8 @@ class RingMachine(RuleBasedStateMachine):
         with self.ring.lock:
             assert self.ring.leave(waiter)
             if keep and not self.sealed:
-                self.ring.push(entry := self.fresh())
+                entry = self.fresh()
+                self.ring.push(*entry)
                 self.model.append(entry)
             self.ring.grant()
         self.grant()
@@ -222,11 +226,15 @@ class RingMachine(RuleBasedStateMachine):
         if not hasattr(self, "ring"):
             return
         ring = self.ring
-        assert list(map(id, ring.entries)) == list(map(id, self.model))
+        there = ring.entries[ring.start :]
+        assert list(zip(there[::2], there[1::2], strict=True)) == self.model
+        assert set(ring.entries[: ring.start]) <= {None}
+        assert ring.start <= 2 * ring.capacity
+        assert ring.counts() == (self.drained, self.evicted, len(self.model), there[0] if there else None)
         assert ring.depth == len(self.model) + len(self.granted) <= ring.capacity
         assert (ring.drained, ring.evicted) == (self.drained, self.evicted)
         assert ring.accepted == self.drained + self.evicted + len(self.model)
-        assert ring.gate.limit <= ring.capacity
+        assert ring.gate.limit <= ring.start + 2 * ring.capacity
         if self.sealed or self.queue or self.granted:
             assert ring.gate.limit == 0
         if self.sealed:
@@ -245,8 +253,43 @@ class RingMachine(RuleBasedStateMachine):
             assert len(self.model) <= self.awaited
             assert len(self.model) < self.ring.capacity
 
+    def teardown(self) -> None:
+        """Treat lists as usual again."""
+        ring_module.CUT_ITEMS = CUT_ITEMS
+
 
 TestRing = RingMachine.TestCase
+
+
+def test_ring_draining_a_long_backlog_moves_each_event_at_most_once() -> None:
+    """What is left is moved only when that is no more than what goes, or next to nothing."""
+    ring = Ring(0, 1 << 20, wake=int, moved=int)
+    backlog = 50_000
+    with ring.lock:
+        for n in range(backlog):
+            ring.push(n, b"x")
+    moved = 0
+    while ring.count:
+        before = ring.start
+        ring.take(1024)
+        if before > ring.start and 2 * ring.count > CUT_ITEMS:
+            moved += ring.count
+        assert ring.start <= 2 * backlog
+    assert 0 < moved <= backlog
+
+
+def test_ring_evicting_from_a_full_ring_keeps_its_list_bounded() -> None:
+    """What was blanked never outgrows the ring: the list is cut before."""
+    ring = Ring(0, 100, wake=int, moved=int)
+    with ring.lock:
+        for n in range(100):
+            ring.push(n, b"x")
+        for n in range(100, 1000):
+            ring.evict()
+            ring.push(n, b"x")
+            assert len(ring.entries) <= 2 * 2 * 100
+            assert ring.oldest() == n - 99
+    assert ring.take(1000).stamps == list(range(900, 1000))
 
 
 def test_mark_passed_by_an_eviction_is_told_of_at_once() -> None:
@@ -255,10 +298,10 @@ def test_mark_passed_by_an_eviction_is_told_of_at_once() -> None:
     ring = Ring(0, 100, wake=int, moved=lambda: moves.append(1))
     with ring.lock:
         for n in range(3):
-            ring.push(new_indexed(0, 0, n, b"x"))
+            ring.push(n, b"x")
     mark = ring.mark()
     with ring.lock:
-        ring.push(new_indexed(0, 0, 3, b"later"))
+        ring.push(3, b"later")
         ring.evict()
         ring.evict()
     assert (mark.settle_at, moves) == (None, [])
