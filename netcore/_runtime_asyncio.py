@@ -69,6 +69,27 @@ class _AsyncioTask(Task):
         return self._task.result()
 
 
+class _Repeated:
+    """A callback that renews itself: half the work, at each turn, of a task that sleeps."""
+
+    __slots__ = ("_function", "_handle", "_loop", "_seconds")
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, seconds: float, function: Callable[[], object]
+    ) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self._function = function
+        self._handle = loop.call_later(seconds, self._fire)
+
+    def _fire(self) -> None:
+        self._handle = self._loop.call_later(self._seconds, self._fire)
+        self._function()
+
+    def cancel(self) -> None:
+        self._handle.cancel()
+
+
 class _Resumed(Awaitable[T]):
     """The rest of an awaitable that has been stepped once already, in the same task."""
 
@@ -130,6 +151,9 @@ class AsyncioRuntime(Runtime):
         if ended is not None:
             task.add_done_callback(lambda _: ended())
         return _AsyncioTask(task)
+
+    def every(self, seconds: float, function: Callable[[], object]) -> Callable[[], object]:
+        return _Repeated(self._loop, seconds, function).cancel
 
     def call_soon_threadsafe(self, function: Callable[[], object]) -> bool:
         try:

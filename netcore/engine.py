@@ -33,7 +33,7 @@ from netcore.stats import EventBusStats, ScalingRecord, ShardStats
 __all__ = ["Engine"]
 
 _log = logging.getLogger("netcore.bus")
-REBASE_S: Final = 0.1
+REBASE_S: Final = 0.15
 """How often the clock is brought up to the wall clock: the longest that a timestamp lags it."""
 
 _SUMMED: Final = ("accepted", "rejected", "discarded", "evicted", "batches", "dispatched", "retries",
@@ -73,7 +73,7 @@ class Engine:
         self._errors: dict[str, int] = {}
         self._dead_letter_failures = 0
         self._dead_letter_file = DeadLetterFile(config.dead_letters) if config.dead_letters else None
-        self._clock_task: Task | None = None
+        self._end_clock: Callable[[], object] | None = None
         self._rng = random.Random()  # noqa: S311  # spreads retries, guards nothing
 
     # -- opening ---------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ class Engine:
             raise
         self.lifecycle.move(State.OPEN)
         self.clock.rebase()
-        self._clock_task = runtime.spawn(self._keep_time, "netcore clock")
+        self._end_clock = runtime.every(REBASE_S, self.clock.rebase)
         for _ in range(self.config.shards):
             self.start_shard()
         self.router.install(spread(list(self.shards)), self.rings())
@@ -125,11 +125,6 @@ class Engine:
         closing = self.runtime.spawn(self.adapter.close, "netcore close")
         if not await closing.join(GRACE_S):
             closing.cancel()
-
-    async def _keep_time(self) -> None:
-        while True:
-            await self.runtime.sleep(REBASE_S)
-            self.clock.rebase()
 
     # -- shards ----------------------------------------------------------------------------------
 
@@ -387,6 +382,6 @@ class Engine:
         )
 
     def stop_clock(self) -> None:
-        """End the clock's task."""
-        if self._clock_task is not None:
-            self._clock_task.cancel()
+        """End the clock's timer."""
+        if self._end_clock is not None:
+            self._end_clock()

@@ -164,6 +164,16 @@ class Runtime(ABC):
     async def sleep(self, seconds: float) -> None:
         """Sleep."""
 
+    def every(self, seconds: float, function: Callable[[], object]) -> Callable[[], object]:
+        """Run a short function that raises nothing again and again; return what ends that."""
+
+        async def repeat() -> None:
+            while True:
+                await self.sleep(seconds)
+                function()
+
+        return self.spawn(repeat, "netcore timer").cancel
+
     async def bounded(self, call: Callable[[], Coroutine[Any, Any, T]], timeout: float, name: str) -> T:
         """Run a call in a task of its own and never wait longer than `timeout` + 1 s for it.
 

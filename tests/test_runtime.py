@@ -206,3 +206,24 @@ def test_current_runtime_without_a_loop_names_the_blocking_front() -> None:
     """There is a bus for code without one."""
     with pytest.raises(RuntimeError, match=r"netcore\.blocking"):
         current_runtime()
+
+
+async def test_every_repeats_until_ended() -> None:
+    """The function runs again and again, at the pace asked for; not once after its end."""
+    runtime = current_runtime()
+    third, count = anyio.Event(), 0
+
+    def tick() -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            end()
+            third.set()
+
+    began = time.monotonic()
+    end = runtime.every(0.01, tick)
+    with anyio.fail_after(10):
+        await third.wait()
+    assert time.monotonic() - began >= 0.03
+    await anyio.sleep(0.03)  # what must not happen has no event
+    assert count == 3

@@ -91,11 +91,13 @@ class Chains:
         # Not simply the beginning: what a new stream has lost to retention already is a gap.
         since = cursor.start if isinstance(cursor.start, int) else cursor.since
         enter = self._adapter.enter
-        return await self._reader.guarded({stream: partial(enter, stream, since) for stream in fresh})
+        calls = {stream: partial(enter, stream, since) for stream in fresh}
+        return await self._reader.guarded(calls, may_suspend=True)
 
     async def _retire(self, cursor: Cursor, streams: Sequence[Stream]) -> Cursor:
         unlisted = cursor.entries.keys() - set(streams)
-        (answer,) = await self._reader.guarded({"retired": partial(self._adapter.retired, sorted(unlisted))})
+        call = partial(self._adapter.retired, sorted(unlisted))
+        (answer,) = await self._reader.guarded({"retired": call}, may_suspend=True)
         if isinstance(answer, Exception) or not answer:
             return cursor  # no harm in keeping an entry
         return cursor.without(set(answer) & unlisted)

@@ -225,6 +225,7 @@ class Poller:
                 break
             if not await self._wait(request, attempt, asked, wait, patience):
                 break
+        await self._waiting.breathe()
         if attempt.failed and not attempt.events:
             self._waiting.check_open()
         shards = None if request.shards is None else frozenset(request.shards)

@@ -82,20 +82,24 @@ class Reader:
         entry = self._suspects.get(key) if self._suspects else None
         return None if entry is None else entry.error
 
-    async def guarded(self, calls: Mapping[Any, Call]) -> list[Any]:
+    async def guarded(self, calls: Mapping[Any, Call], *, may_suspend: bool = False) -> list[Any]:
         """Make calls as `gather` does, sparing suspects; what hangs is a suspect from now on.
 
         Args:
             calls: a call for each stream, or for a name.
+            may_suspend: these calls may, also where those of `inline` adapters may not.
         """
         askable = {key: call for key, call in calls.items() if self.suspect(key) is None}
-        answers = dict(zip(askable, await self.gather(list(askable.values())), strict=True))
+        found = await self.gather(list(askable.values()), may_suspend=may_suspend)
+        answers = dict(zip(askable, found, strict=True))
         for key, answer in answers.items():
             if isinstance(answer, HungError):
                 self._accuse(key, askable[key], answer)
         return [answers[key] if key in answers else self.suspect(key) or _starved(0) for key in calls]
 
-    async def gather(self, calls: Sequence[Call], timeout: float | None = None) -> list[Any]:
+    async def gather(
+        self, calls: Sequence[Call], timeout: float | None = None, *, may_suspend: bool = False
+    ) -> list[Any]:
         """Make calls side by side, at most 64 at once, all within one time-out.
 
         Returns:
@@ -103,7 +107,7 @@ class Reader:
             where nothing came. Never raises but for cancellation, which ends the calls too.
         """
         limit = self._timeout if timeout is None else min(timeout, self._timeout)
-        if self._inline:
+        if self._inline and not may_suspend:
             return await self._in_turn(calls, limit)
         batch = _Gathering(self._runtime, calls)
         answers = await batch.run(limit)

@@ -19,6 +19,7 @@ _PROGRESS_STEP_S: Final = 0.1  # lagging shards leave the watermark by time alon
 _MAX_STRAYS: Final = 64
 _GRACE_S: Final = 0.05
 _CALM_S: Final = 0.5
+_TURN_S: Final = 0.001
 _log = logging.getLogger("netcore.consume")
 
 
@@ -57,6 +58,8 @@ class Waiting:
         self._sleepers: set[Signal] = set()
         self._tasks: set[Task] = set()
         self._closed = False
+        self._inline = reader.adapter.capabilities.inline
+        self._turn_ends = 0.0
 
     def check_open(self) -> None:
         """Raise `ClosedError` once closed."""
@@ -74,6 +77,16 @@ class Waiting:
         """Wait a little for adapter calls that were cancelled."""
         await end_tasks(self._runtime, [task for task in self._tasks if not task.done], 0.5)
 
+    async def breathe(self) -> None:
+        """Let other tasks run if polls that never had to wait may have kept the loop to themselves."""
+        if self._inline and self._runtime.now() >= self._turn_ends:
+            await self._runtime.checkpoint()
+            self._rested()
+
+    def _rested(self) -> None:
+        """Begin a new turn: other tasks could run just now."""
+        self._turn_ends = self._runtime.now() + _TURN_S
+
     async def pause(self, seconds: float) -> None:
         """Let other tasks run, for at least so long.
 
@@ -85,6 +98,7 @@ class Waiting:
             await self._sleep(self._runtime.signal(), seconds)
         else:
             await self._runtime.checkpoint()
+            self._rested()
         self.check_open()
 
     async def _sleep(self, signal: Signal, seconds: float) -> None:
@@ -93,6 +107,7 @@ class Waiting:
             await signal.wait(seconds)
         finally:
             self._sleepers.discard(signal)
+        self._rested()
 
     async def for_progress(self, seconds: float) -> None:
         """Wait until something settled, at most `seconds`; 0: only let other tasks run.
@@ -105,6 +120,7 @@ class Waiting:
             await self._progress.wait(min(seconds, _PROGRESS_STEP_S))
         else:
             await self._runtime.checkpoint()
+        self._rested()
         self.check_open()
 
     async def for_events(

@@ -125,7 +125,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         shared: other processes can see the streams.
         watermark: every event that this bus stores is visible to reads once `append` returned, in
             this very process, so that causal pages may be cut at the bus's own low watermark.
-        inline: no call ever suspends; the bus then awaits calls without a task of their own.
+        inline: the calls that a page is made of never suspend (`snapshot`, `streams`, `read`,
+            `read_many`, `bounds`, `seek`); the bus then awaits them without a task of their own.
         max_payload_bytes: largest payload that can be stored, or None: no limit of its own.
         max_batch_events: the bus sends no larger batch.
         max_batch_bytes: the bus sends no batch whose payloads sum up to more, unless it is one event.

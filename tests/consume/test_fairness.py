@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import anyio
 import pytest
 from consume_lab import ByNumber, Store, lab
@@ -88,3 +90,21 @@ def test_poll_cost_does_not_depend_on_what_is_retained(ordering: str) -> None:
             assert sum(limit for _, _, limit in store.reads) < 350
 
     anyio.run(main)
+
+
+async def test_polls_that_never_have_to_wait_let_other_tasks_run(anyio_backend: str) -> None:
+    """Also where no call ever suspends: a loop of polls must not keep the loop to itself."""
+    store = Store()
+    store.put(0, *range(10))
+    ran = False
+
+    async def other() -> None:
+        nonlocal ran
+        ran = True
+
+    async with lab(store) as bench, anyio.create_task_group() as group:
+        group.start_soon(other)
+        deadline = time.monotonic() + 10
+        while not ran:
+            assert len((await bench.poll(10)).events) == 10
+            assert time.monotonic() < deadline

@@ -269,3 +269,27 @@ async def test_wait_that_is_no_number_of_seconds_is_refused(anyio_backend: str, 
     async with lab() as bench:
         with pytest.raises(ConfigError, match="wait must be"):
             await bench.poll(wait=wait)  # type: ignore[arg-type]
+
+
+async def test_chain_enters_streams_of_an_inline_store_side_by_side(anyio_backend: str) -> None:
+    """Reads of such a store do not suspend; entering a stream may, and no stream waits for another's."""
+    store = Store()
+    store.put(0, 1)
+    async with lab(store) as bench:
+        page = await bench.poll(start="tail")
+        store.put(1, 2)
+        store.put(2, 3)
+        both, waiting = anyio.Event(), 0
+
+        async def meet() -> None:
+            nonlocal waiting
+            waiting += 1
+            if waiting == 2:
+                both.set()
+            await both.wait()
+
+        store.faults["enter"] = meet
+        with anyio.fail_after(10):
+            page = await bench.poll(cursor=page.cursor)
+        assert not page.failed_shards
+        assert [event.ts for event in page.events] == [2, 3]

@@ -247,3 +247,14 @@ async def test_flush_and_shutdown_do_not_wait_for_the_delay(call: str) -> None:
             it.bus.ingest_raw(b"%d" % n)
         await getattr(it.bus, call)(timeout=10)
         assert it.stats.dispatched == 30
+
+
+async def test_batch_without_a_delay_leaves_without_a_timer() -> None:
+    """A lone event is handed out as soon as the worker wakes: no wait but the one for it."""
+    desk = Desk(delay_s=0.0)
+    desk.signal.on_wait = lambda timeout: desk.push()
+    assert await desk.next() == [0]
+    assert desk.signal.waits == [None]
+    desk.push()
+    assert await desk.next() == [1]
+    assert desk.signal.waits == [None]

@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import EllipsisType
 from typing import Any, ClassVar, Final
@@ -16,10 +16,11 @@ import anyio.to_thread
 import msgspec
 import zmq
 
+from net_adapter_mesh.batch import MAX_PAYLOAD_BYTES, encode_batch
 from net_adapter_mesh.bridge import Bell
 from net_adapter_mesh.config import MeshConfig
 from net_adapter_mesh.durable import SqliteStore
-from net_adapter_mesh.frames import INFINITY, MAX_BATCH_BYTES, encode_body
+from net_adapter_mesh.frames import INFINITY
 from net_adapter_mesh.lane import Entry, Vector
 from net_adapter_mesh.log import Log, Mark, Store
 from net_adapter_mesh.node import Node
@@ -33,10 +34,10 @@ from netcore import (
     AdapterContext,
     Batch,
     Capabilities,
-    FatalAdapterError,
+    CursorError,
     Health,
+    ReadRequest,
     ShardPage,
-    StoredEvent,
     Stream,
     TransientAdapterError,
 )
@@ -44,7 +45,6 @@ from netcore import (
 __all__ = ["MeshAdapter"]
 
 _FIRST_TABLES_S: Final = 1.0
-MAX_PAYLOAD_BYTES: Final = MAX_BATCH_BYTES // 2
 
 
 class MeshAdapter(Adapter[MeshConfig]):
@@ -64,6 +64,7 @@ class MeshAdapter(Adapter[MeshConfig]):
     capabilities: ClassVar[Capabilities] = Capabilities(
         shared=True,
         watermark=True,
+        inline=True,
         max_payload_bytes=MAX_PAYLOAD_BYTES,
         max_batch_events=16_384,
         max_batch_bytes=4 << 20,
@@ -192,13 +193,13 @@ class MeshAdapter(Adapter[MeshConfig]):
             if batch.first_seq < expected:
                 events = events[expected - batch.first_seq :]
             stamps = [event.ts for event in events]
-            body = _body(events, stamps)
+            body = encode_batch(events, stamps)
             w = self._context.watermark(batch)
             entry = self._log.stage(batch.shard, stamps, w, self._vector(), body)
             self._expected[key] = batch.first_seq + len(batch.events)
             self._last[batch.shard] = entry.lsn
             self._put(entry, (batch.producer, batch.shard, self._expected[key]))
-            node.appended()
+            node.appended(len(stamps))
         await self._settled(node, self._last.get(batch.shard, 0))
 
     def _vector(self) -> Vector:
@@ -284,6 +285,21 @@ class MeshAdapter(Adapter[MeshConfig]):
         self._live()
         return self._reader.read(stream, after, limit, snapshot if isinstance(snapshot, int) else None)
 
+    async def read_many(
+        self, requests: Sequence[ReadRequest], snapshot: object = None
+    ) -> list[ShardPage | Exception]:
+        """Read several streams in one go."""
+        self._live()
+        version = snapshot if isinstance(snapshot, int) else None
+        read = self._reader.read
+        pages: list[ShardPage | Exception] = []
+        for request in requests:
+            try:
+                pages.append(read(request.stream, request.after, request.limit, version))
+            except CursorError as error:
+                pages.append(error)
+        return pages
+
     async def bounds(self, stream: Stream) -> tuple[str, str]:
         """Return where a stream begins and ends; its end as far as any peer has told."""
         self._live()
@@ -309,19 +325,14 @@ class MeshAdapter(Adapter[MeshConfig]):
         """Return as soon as something newer is visible; costs nothing while idle."""
         self._live()
 
+        position = self._reader.position
+        known = {
+            (stream.origin, stream.shard): position(stream, after) for stream, after in positions.items()
+        }
+
         def newer() -> bool:
-            if self._closed or (self._node is not None and self._node.failure is not None):
-                return True
-            with self._log.lock:
-                for origin, lane in self._log.lanes.items():
-                    for shard, view in lane.streams.items():
-                        stream = Stream(shard, origin)
-                        if stream not in positions:
-                            if view.visible > 0:
-                                return True
-                        elif self._reader.newer(stream, positions[stream]):
-                            return True
-            return False
+            ended = self._closed or (self._node is not None and self._node.failure is not None)
+            return ended or self._log.newer(known)
 
         await self._bell.until(newer, timeout)
 
@@ -382,19 +393,3 @@ class MeshAdapter(Adapter[MeshConfig]):
         if self._node is None:
             return {}
         return self._final or report(self.config, self._log, self._node)
-
-
-def _body(events: list[StoredEvent], stamps: list[int]) -> bytes:
-    """Encode a batch.
-
-    Raises:
-        FatalAdapterError: a payload, or the batch, is larger than a frame may be.
-    """
-    body = encode_body(stamps, [event.raw for event in events])
-    if len(body) > MAX_PAYLOAD_BYTES:  # otherwise no payload can be
-        longest = max(len(event.raw) for event in events)
-        if longest > MAX_PAYLOAD_BYTES:
-            raise FatalAdapterError(f"a payload of {longest:,} bytes; at most {MAX_PAYLOAD_BYTES:,} fit")
-        if len(body) > MAX_BATCH_BYTES:
-            raise FatalAdapterError(f"a batch of {len(body):,} bytes; at most {MAX_BATCH_BYTES:,} fit")
-    return body

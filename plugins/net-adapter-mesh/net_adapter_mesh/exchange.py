@@ -39,6 +39,8 @@ from net_adapter_mesh.routing import Routing
 __all__ = ["Exchange"]
 
 RUN_BYTES: Final = 256 << 10
+_EARLY_BEATS: Final = 0.6
+"""A heartbeat may go out that much of one after the last, to go out with others."""
 OVERHEAD: Final = 64
 """What an entry counts against credit beside its body."""
 
@@ -76,7 +78,7 @@ class Exchange:
         self._news = news
         self._refuse = refuse
         self._max_drift_ns = max_drift_ns
-        self._beat_s = config.heartbeat_ms / 1000 * 0.9
+        self._early_s = config.heartbeat_ms / 1000 * _EARLY_BEATS
         self.links: dict[str, Link] = {}
         self.routing = Routing(log, members, self.links, config)
         self.acked: dict[str, int] = {}
@@ -180,7 +182,7 @@ class Exchange:
         """Send the records that the other side lacks; with none, a heartbeat if it is time for one."""
         news = self.members.lacking(link.known)
         now = time.monotonic()
-        if not news and now - link.told < self._beat_s:
+        if not news and now - link.told < self._early_s:
             return
         link.told = now
         for record in news:
@@ -268,7 +270,7 @@ class Exchange:
         self._settled(link, size)
         author = self.links.get(origin)
         if author is not None:
-            author.send(Ack(origin, self._log.heads(origin)[0]))
+            author.send(Ack(origin, self._log.lanes[origin].head))
 
     def _settled(self, link: Link, size: int) -> None:
         link.stored += size
@@ -284,11 +286,15 @@ class Exchange:
 
     def pump(self) -> None:
         """Send what peers subscribed to, round robin over lanes, as far as their credit goes."""
+        lanes = self._log.lanes
         for link in list(self.links.values()):
             busy = True
             while busy and link.sent < link.granted and link.peer:
                 busy = False
-                for origin in list(link.feeds):
+                for origin, after in list(link.feeds.items()):
+                    lane = lanes.get(origin)
+                    if lane is None or lane.head <= after:
+                        continue  # mostly: a look without the lock, at each turn, for each link and lane
                     if link.sent < link.granted and self._feed(link, origin):
                         busy = True
 

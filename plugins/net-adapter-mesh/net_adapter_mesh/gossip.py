@@ -31,6 +31,8 @@ class Members:
         self.address = address
         self._key = key
         self.records: dict[str, Record] = {}
+        self.revision = 0
+        """Grows whenever a record says something new."""
         self._reach: dict[str, int] | None = None
         self._around: dict[str, dict[str, int]] = {}
         self._rows: dict[str, tuple[int, dict[str, LaneRow]]] = {}
@@ -45,6 +47,7 @@ class Members:
             return False
         version = max(time.time_ns(), old.version + 1 if old else 0)
         self.records[self.own] = Record(self.own, version, self.address, self._key, names, lanes)
+        self.revision += 1
         if old is None or old.links != names:
             self._reach = None
         return True
@@ -57,6 +60,7 @@ class Members:
         if old is not None and old.version >= record.version:
             return False
         self.records[record.node] = record
+        self.revision += 1
         if old is None or old.links != record.links:
             self._reach = None
         return True

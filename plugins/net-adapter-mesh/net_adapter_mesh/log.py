@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from net_adapter_mesh.causal import Visibility
@@ -286,6 +286,15 @@ class Log:
         """Return an entry's body, from disk if need be; None once it was trimmed."""
         body = entry.body
         return body if body is not None or not entry.live else self._store.body(origin, entry.lsn)
+
+    def newer(self, known: Mapping[tuple[str, int], int]) -> bool:
+        """Tell whether a stream (origin, shard) has visible events past its known position."""
+        with self.lock:
+            for origin, lane in self.lanes.items():
+                for shard, view in lane.streams.items():
+                    if view.visible > known.get((origin, shard), 0):
+                        return True
+        return False
 
     def view(self, origin: str, shard: int) -> StreamView | None:
         """Return a stream's view, or None. Hold the lock while looking at it."""

@@ -25,10 +25,15 @@ __all__ = ["Node"]
 
 _STARVED: Final = 16
 _HAND_OFF_S: Final = 0.002
+_FEW: Final = 16
+_FEW_HAND_OFF_S: Final = 0.0005
+_FEW_PAUSE_S: Final = 0.001
+_FEW_FAILED_S: Final = 0.05
 _SILENT_BEATS: Final = 4.0
 _W_FIRST_S: Final = 0.001
 _W_LAST_S: Final = 0.1
 _MAX_PAUSE_S: Final = 1.0
+_SOON_S: Final = 0.005
 
 
 class Node:
@@ -69,6 +74,7 @@ class Node:
         self._commands: deque[Callable[[], None]] = deque()
         self._unpicked = 0
         self._picked = threading.Event()
+        self._next_hand_off = 0.0
         self._stopping = False
         self.failure: BaseException | None = None
         self._transport = Transport(config, keys, self, logger)
@@ -85,6 +91,8 @@ class Node:
         self._w_due: float | None = None
         self._w_pause = _W_FIRST_S
         self._holding = False
+        self._news_of = (0, 0)
+        self._seen: tuple[object, ...] = ()
         self._thread = threading.Thread(target=self._run, name=f"mesh-{log.own}", daemon=True)
 
     def start(self) -> None:
@@ -133,17 +141,26 @@ class Node:
         if threading.current_thread() is not self._thread:
             self._transport.wake()
 
-    def appended(self) -> None:
-        """Say that the own lane grew. Every few times, see to it that the thread really gets to run.
+    def appended(self, count: int) -> None:
+        """Say that the own lane grew by `count` events. Now and then see to it that the thread really runs.
 
         A loop thread that keeps the interpreter lock busy starves the others: each release lets
-        it be taken again before a waiter wakes. So wait, briefly, until the thread has picked up.
+        it be taken again before a waiter wakes. So wait, briefly, until the thread has picked up:
+        every few times; and after a few events, which somebody may wait for, before what they set
+        off here delays their way out. The latter at most once a millisecond, and seldom while the
+        thread does not come to run that soon.
         """
         self._unpicked += 1
         self._transport.wake()
-        if self._unpicked >= _STARVED and self.exchange.links:
+        if not self.exchange.links:
+            return
+        if self._unpicked >= _STARVED:
             self._picked.clear()
             self._picked.wait(_HAND_OFF_S)
+        elif count <= _FEW and (now := time.monotonic()) >= self._next_hand_off:
+            self._picked.clear()
+            taken = self._unpicked == 0 or self._picked.wait(_FEW_HAND_OFF_S)
+            self._next_hand_off = now + (_FEW_PAUSE_S if taken else _FEW_FAILED_S)
 
     def stop(self, timeout: float) -> bool:
         """Say goodbye and end the thread; True if it ended within `timeout` seconds."""
@@ -183,7 +200,8 @@ class Node:
         idle = not self._commands
         self._transport.poll(max(0.0, due - now) if idle else 0.0)
         self._unpicked = 0
-        self._picked.set()
+        if not self._picked.is_set():
+            self._picked.set()
         while self._commands:
             self._commands.popleft()()
         if self.exchange.stale:
@@ -191,10 +209,17 @@ class Node:
         self.exchange.pump()
         now = time.monotonic()
         self._watch_watermark(now)
-        if now >= self._next_tick or (self.exchange.dirty and now >= self._last_tick + 0.005):
+        if now >= self._ripe():
             self._tick(now)
-        elif self.exchange.dirty:
-            self._next_tick = min(self._next_tick, self._last_tick + 0.005)
+
+    def _ripe(self) -> float:
+        """Renew and return the time of the next tick, after whatever came in this turn."""
+        exchange, last = self.exchange, self._last_tick
+        if exchange.dirty:
+            self._next_tick = min(self._next_tick, last + _SOON_S)
+        if self._news_of != (self._log.version, self.members.revision):  # tables may have to tell it
+            self._next_tick = min(self._next_tick, last + self._beat / 2)
+        return self._next_tick
 
     def _watch_watermark(self, now: float) -> None:
         """Ask for a bare watermark while the last entry's does not cover what was stored."""
@@ -208,28 +233,46 @@ class Node:
             self._w_due = now + self._w_pause
 
     def _tick(self, now: float) -> None:
-        self.exchange.dirty = False
+        exchange = self.exchange
+        exchange.dirty = False
         self._last_tick = now
         self._dial(now)
-        for link in list(self.exchange.links.values()):
-            if now - link.heard > _SILENT_BEATS * self._beat:
+        for link in list(exchange.links.values()):
+            if now - link.heard >= _SILENT_BEATS * self._beat:
                 self.lost(link, "silent")
-        self.members.update(self.exchange.links, self._log.rows())
+        self.members.update(exchange.links, self._log.rows())
         self.members.forget(time.time_ns())
-        for link in list(self.exchange.links.values()):
-            self.exchange.table(link)
-        self.exchange.route()
+        for link in list(exchange.links.values()):
+            exchange.table(link)
+        news = (self._log.version, self.members.revision)
+        if exchange.stale or exchange.routing.restless or news != self._news_of:
+            exchange.route()
         if self._config.max_age_s is not None:
             self._log.expire()
         self._holding = self._log.release(self.members.can_grow, now, self._causal_wait)
-        pause = self._beat / 2
+        self._news_of = (self._log.version, self.members.revision)
+        tried = sum(target.tried for target in list(self._targets.values()))
+        seen = (*self._news_of, tried, *exchange.links, *exchange.heads_pending)
+        changed, self._seen = seen != self._seen, seen
+        if changed:
+            self._news()
+        self._next_tick = now + max(_SOON_S, self._pause(now, quiet=not changed))
+
+    def _pause(self, now: float, *, quiet: bool) -> float:
+        """Return how long the next tick may wait: half a heartbeat; all of it while nothing happens."""
+        pause = self._beat if quiet and not self.exchange.routing.restless else self._beat / 2
         if self._holding:
-            pause = min(pause, max(0.005, self._causal_wait / 4))
-        retry = min(
-            (target.retry_at for target in self._targets.values() if target.link is None), default=now + pause
-        )
-        self._next_tick = now + max(0.005, min(pause, retry - now))
-        self._news()
+            pause = min(pause, max(_SOON_S, self._causal_wait / 4))
+        for link in self.exchange.links.values():
+            pause = min(pause, link.told + self._beat - now, link.heard + _SILENT_BEATS * self._beat - now)
+        for target in self._targets.values():
+            if target.link is None and not self._has(target.node):
+                pause = min(pause, target.retry_at - now)
+        return pause
+
+    def _has(self, node: str) -> bool:
+        """Tell whether there is no need to dial a node: it is this one, or linked."""
+        return node == self._log.own or node in self.exchange.links
 
     def _dial(self, now: float) -> None:
         """Dial seeds, and members heard of that this node is to dial."""
@@ -241,7 +284,7 @@ class Node:
                 self.lost(link, "no answer")
             if target.link is not None or now < target.retry_at:
                 continue
-            if target.node == self._log.own or target.node in self.exchange.links:
+            if self._has(target.node):
                 target.tried = True
                 target.retry_at = now + self._beat
                 continue

@@ -48,6 +48,11 @@ class Routing:
         self._penalty: dict[tuple[str, str], float] = {}
         self._gap_since: dict[str, float] = {}
 
+    @property
+    def restless(self) -> bool:
+        """Whether a choice may change by the passing of time alone."""
+        return bool(self._moved or self._penalty or self._gap_since)
+
     def reached(self, origin: str) -> int:
         """Return up to which number a lane is stored, or about to be."""
         return max(self._log.heads(origin)[0], self.pending.get(origin, 0))

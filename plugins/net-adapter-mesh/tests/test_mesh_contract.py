@@ -20,7 +20,7 @@ class OneOrigin(MeshAdapter):
         return await super().read(self._out(stream), after, limit, snapshot)
 
     async def read_many(self, requests, snapshot=None):
-        found = [ReadRequest(request.stream, request.after, request.limit) for request in requests]
+        found = [ReadRequest(self._out(request.stream), request.after, request.limit) for request in requests]
         return await super().read_many(found, snapshot)
 
     async def bounds(self, stream):
