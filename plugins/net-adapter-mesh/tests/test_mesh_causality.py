@@ -21,7 +21,7 @@ def test_causality_effect_waits_for_its_cause_behind_a_stalled_link(cluster):
     b = cluster.start(discover=False, heartbeat_ms=400, peers=[a.address])
     slow = cluster.proxy(a)
     c = cluster.start(listen=None, discover=False, heartbeat_ms=400, peers=[b.address, slow.address])
-    c.ask("until", expression="len(stats['links']) == 2")
+    c.ask("until", expression=f"stats['lanes'].get('{a.origin}', {{}}).get('source') == '{a.origin}'")
     slow.do("stall")
     a.ask("append", shard=0, payloads=["cause"])
     assert b.ask("gather", count=1)["events"][0][4] == "cause"
