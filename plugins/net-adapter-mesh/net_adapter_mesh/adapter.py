@@ -16,7 +16,6 @@ import anyio.to_thread
 import msgspec
 import zmq
 
-from net_adapter_mesh.batch import MAX_PAYLOAD_BYTES, encode_batch
 from net_adapter_mesh.bridge import Bell
 from net_adapter_mesh.config import MeshConfig
 from net_adapter_mesh.durable import SqliteStore
@@ -24,6 +23,7 @@ from net_adapter_mesh.frames import INFINITY
 from net_adapter_mesh.lane import Entry, Vector
 from net_adapter_mesh.log import Log, Mark, Store
 from net_adapter_mesh.node import Node
+from net_adapter_mesh.packing import MAX_PAYLOAD_BYTES, Packer
 from net_adapter_mesh.reader import Reader
 from net_adapter_mesh.report import report
 from net_adapter_mesh.security import load_keys
@@ -67,7 +67,6 @@ class MeshAdapter(Adapter[MeshConfig]):
         inline=True,
         max_payload_bytes=MAX_PAYLOAD_BYTES,
         max_batch_events=16_384,
-        max_batch_bytes=4 << 20,
     )
 
     def __init__(self, config: MeshConfig) -> None:
@@ -80,6 +79,7 @@ class MeshAdapter(Adapter[MeshConfig]):
         self._expected: dict[tuple[str, int], int] = {}
         self._last: dict[int, int] = {}  # shard -> number of its last entry
         self._deps: Vector = {}
+        self._packer = Packer()
         self._final: dict[str, Any] = {}
 
     def identity(self) -> str:
@@ -182,24 +182,26 @@ class MeshAdapter(Adapter[MeshConfig]):
         log, unacknowledged, and its retry goes on waiting without storing it again.
 
         Raises:
-            FatalAdapterError: larger than a frame may be (32 MiB).
+            FatalAdapterError: a payload is larger than 16 MiB.
             TransientAdapterError: too few peers stored it within `timeout_ms`, or the log failed.
         """
         node = self._live()
         key = (batch.producer, batch.shard)
         expected = self._expected.get(key, 0)
-        events = batch.events
-        if batch.first_seq + len(events) > expected:
-            if batch.first_seq < expected:
-                events = events[expected - batch.first_seq :]
-            stamps = [event.ts for event in events]
-            body = encode_batch(events, stamps)
-            w = self._context.watermark(batch)
-            entry = self._log.stage(batch.shard, stamps, w, self._vector(), body)
-            self._expected[key] = batch.first_seq + len(batch.events)
-            self._last[batch.shard] = entry.lsn
-            self._put(entry, (batch.producer, batch.shard, self._expected[key]))
-            node.appended(len(stamps))
+        after = batch.first_seq + len(batch)
+        if after > expected:
+            rest = batch if batch.first_seq >= expected else batch.part(expected - batch.first_seq)
+            parts = self._packer.pack(rest.stamps, rest.payloads)
+            w, deps = self._context.watermark(batch), self._vector()
+            entries = [
+                # The batch's watermark holds once all of it is stored, so its last entry tells it.
+                self._log.stage(batch.shard, part.stamps, w if part is parts[-1] else 0, deps, part.body)
+                for part in parts
+            ]
+            self._expected[key] = after
+            self._last[batch.shard] = entries[-1].lsn
+            self._put(entries, (batch.producer, batch.shard, after))
+            node.appended(len(rest))
         await self._settled(node, self._last.get(batch.shard, 0))
 
     def _vector(self) -> Vector:
@@ -208,12 +210,12 @@ class MeshAdapter(Adapter[MeshConfig]):
             self._deps = dict(self._reader.returned)
         return self._deps
 
-    def _put(self, entry: Entry, mark: Mark | None = None) -> None:
-        self._store.put(self._own, [entry], partial(self._stored, entry), mark)
+    def _put(self, entries: list[Entry], mark: Mark | None = None) -> None:
+        self._store.put(self._own, entries, partial(self._stored, entries), mark)
 
-    def _stored(self, entry: Entry) -> None:
-        """Publish an own entry that the store has taken; any thread."""
-        self._log.publish([entry])
+    def _stored(self, entries: list[Entry]) -> None:
+        """Publish own entries that the store has taken; any thread."""
+        self._log.publish(entries)
         if self._node is not None:
             self._node.transport.wake()
         self._news()
@@ -264,7 +266,7 @@ class MeshAdapter(Adapter[MeshConfig]):
 
     def _watermark(self, w: int) -> None:
         if w > self._log.lane.w and self._log.uncovered():
-            self._put(self._log.stage(0, (), w, self._vector(), b""))
+            self._put([self._log.stage(0, (), w, self._vector(), b"")])
 
     async def streams(self) -> list[Stream]:
         """List every stream heard of, from any node."""
@@ -358,7 +360,7 @@ class MeshAdapter(Adapter[MeshConfig]):
             self._bell.ring()
 
     async def _part(self, node: Node, deadline: float) -> None:
-        self._put(self._log.stage(0, (), self._seal(), self._vector(), b""))
+        self._put([self._log.stage(0, (), self._seal(), self._vector(), b"")])
         node.transport.wake()
 
         def everybody() -> bool:

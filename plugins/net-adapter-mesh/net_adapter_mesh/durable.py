@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import logging
-import os
+import queue
 import secrets
 import sqlite3
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import IO, Final, NamedTuple
-
-import msgspec
+from typing import IO, Final
 
 from net_adapter_mesh.config import MeshConfig
-from net_adapter_mesh.lane import Entry, Vector
+from net_adapter_mesh.keeper import Keeper
+from net_adapter_mesh.lane import Entry
 from net_adapter_mesh.log import Kept, Mark
+from net_adapter_mesh.tables import FORMAT, SCHEMA, Drop, Expected, Put, load, prune_expected, write
 from netcore import AdapterRefusedError
 
 try:
@@ -27,36 +28,17 @@ except ImportError:  # not a Unix: nothing guards the directory against a second
 
 __all__ = ["SqliteStore"]
 
-_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS lanes (origin TEXT PRIMARY KEY, head INT, w INT, floor INT);
-CREATE TABLE IF NOT EXISTS streams (origin TEXT, shard INT, next INT, key INT, PRIMARY KEY (origin, shard));
-CREATE TABLE IF NOT EXISTS expected (producer TEXT, shard INT, next INT, PRIMARY KEY (producer, shard));
-CREATE TABLE IF NOT EXISTS entries (
-    origin TEXT, lsn INT, shard INT, start INT, count INT, w INT, lo INT, hi INT, deps BLOB, body BLOB,
-    PRIMARY KEY (origin, lsn)
-);
-"""
-_FORMAT: Final = "1"
 _SYNC: Final = {"batch": "FULL", "interval": "NORMAL", "never": "OFF"}
+_PAGES: Final = 4000  # at which SQLite checkpoints of its own accord
+_PAGES_WITH_KEEPER: Final = 32_768
+_MOST_HERE: Final = 1 << 20
+_SLOW_S: Final = 0.01
+_APART: Final = 10
 _CACHE_BYTES: Final = 64 << 20
 _GROUP: Final = 512
+_GROUP_BYTES: Final = 8 << 20
 _RETRY_S: Final = 0.2
-_PRODUCERS: Final = 64
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
-
-
-class _Put(NamedTuple):
-    origin: str
-    entries: Sequence[Entry]
-    done: Callable[[], None]
-    mark: Mark | None
-
-
-class _Drop(NamedTuple):
-    origin: str
-    numbers: list[int]
-    floor: int
 
 
 class SqliteStore:
@@ -81,8 +63,7 @@ class SqliteStore:
         self._config = config
         self._logger = logger
         self._directory = Path(str(config.log))
-        self._queue: deque[_Put | _Drop] = deque()
-        self._wanted = threading.Condition()
+        self._queue: queue.SimpleQueue[Put | Drop | None] = queue.SimpleQueue()
         self._ending = False
         self._cache: OrderedDict[int, Entry] = OrderedDict()
         self._cached_bytes = 0
@@ -94,7 +75,8 @@ class SqliteStore:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._lock = self._seize()
             self._reader = self._connect()
-            self._reader.executescript(_SCHEMA)
+            self._reader.executescript(SCHEMA)
+            self._quick = self._connect(timeout=0.0, checkpoint_pages=0)
             self.origin = self._identify()
         except (OSError, sqlite3.Error) as error:
             self._release()
@@ -102,15 +84,15 @@ class SqliteStore:
         except BaseException:
             self._release()
             raise
-        self._dirty = threading.Event()
-        self._ended = threading.Event()
-        self._threads = [threading.Thread(target=self._run, name=f"mesh-log-{self.origin}", daemon=True)]
-        if config.fsync == "interval":
-            self._threads.append(
-                threading.Thread(target=self._sync, name=f"mesh-sync-{self.origin}", daemon=True)
-            )
-        for thread in self._threads:
-            thread.start()
+        self._asked = self._answered = 0  # puts of own entries left to the thread; those it answered
+        self._apart_until = 0.0
+        self._keeper: Keeper | None = None
+        if config.fsync != "batch":
+            interval_s = config.fsync_interval_ms / 1000 if config.fsync == "interval" else None
+            wal = self._directory / "mesh.sqlite3-wal"
+            self._keeper = Keeper(wal, self._connect, interval_s, logger, f"mesh-sync-{self.origin}")
+        self._thread = threading.Thread(target=self._run, name=f"mesh-log-{self.origin}", daemon=True)
+        self._thread.start()
 
     def _seize(self) -> IO[bytes]:
         file = (self._directory / "lock").open("ab")
@@ -124,20 +106,23 @@ class SqliteStore:
                 ) from error
         return file
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, timeout: float = 5.0, checkpoint_pages: int | None = None) -> sqlite3.Connection:
         connection = sqlite3.connect(
-            self._directory / "mesh.sqlite3", timeout=5, isolation_level=None, check_same_thread=False
+            self._directory / "mesh.sqlite3", timeout=timeout, isolation_level=None, check_same_thread=False
         )
+        if checkpoint_pages is None:
+            checkpoint_pages = _PAGES if self._config.fsync == "batch" else _PAGES_WITH_KEEPER
         connection.execute("PRAGMA page_size=16384")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(f"PRAGMA synchronous={_SYNC[self._config.fsync]}")
-        connection.execute("PRAGMA wal_autocheckpoint=4000")
+        connection.execute(f"PRAGMA wal_autocheckpoint={checkpoint_pages}")
         return connection
 
     def _release(self) -> None:
-        connection: sqlite3.Connection | None = getattr(self, "_reader", None)
-        if connection is not None:
-            connection.close()
+        for name in ("_quick", "_reader"):
+            connection: sqlite3.Connection | None = getattr(self, name, None)
+            if connection is not None:
+                connection.close()
         if self._lock is not None:
             self._lock.close()
 
@@ -145,7 +130,7 @@ class SqliteStore:
         """Return the origin that this log continues, or a new one; see `docs/explanation/mesh.md`."""
         meta: dict[str, str] = dict(self._reader.execute("SELECT key, value FROM meta"))
         boot = _BOOT.read_text().strip() if _BOOT.exists() else ""
-        if meta.get("format", _FORMAT) != _FORMAT:
+        if meta.get("format", FORMAT) != FORMAT:
             raise AdapterRefusedError(f"the log in {self._directory} has format {meta['format']!r}")
         if meta.get("mesh", self._config.name) != self._config.name:
             raise AdapterRefusedError(
@@ -163,7 +148,7 @@ class SqliteStore:
         if "origin" in meta and not safe:
             origin = f"{node.partition('~')[0]}~{secrets.token_hex(4)}"
         fresh = {
-            "format": _FORMAT, "mesh": self._config.name, "node": node, "origin": origin, "boot": boot,
+            "format": FORMAT, "mesh": self._config.name, "node": node, "origin": origin, "boot": boot,
             "fsync": self._config.fsync, "clean": "0",
         }  # fmt: skip
         self._reader.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", fresh.items())
@@ -171,47 +156,59 @@ class SqliteStore:
 
     def load(self) -> list[Kept]:
         """Return all lanes, without bodies."""
-        run = self._reader.execute
-        lanes = {
-            origin: Kept(origin, [], {}, head, w, floor)
-            for origin, head, w, floor in run("SELECT origin, head, w, floor FROM lanes")
-        }
-        for origin, shard, position, key in run("SELECT origin, shard, next, key FROM streams"):
-            lanes[origin].ends[shard] = (position, key)
-        vectors: dict[bytes, Vector] = {}
-        for origin, lsn, shard, start, count, w, lo, hi, deps, size in run(
-            "SELECT origin, lsn, shard, start, count, w, lo, hi, deps, length(body) FROM entries"
-            " ORDER BY origin, lsn"
-        ):
-            if deps not in vectors:
-                vectors[deps] = msgspec.msgpack.decode(deps, type=dict[str, int])
-            entry = Entry(lsn, shard, start, count, w, lo, hi, vectors[deps], None)
-            entry.size = size
-            lanes[origin].entries.append(entry)
-        return list(lanes.values())
+        lanes, expected = load(self._reader)
+        self._expected = prune_expected(self._reader, expected)
+        return lanes
 
-    def expected(self) -> dict[tuple[str, int], int]:
-        """Return, per (producer, shard), the next sequence number; of the latest producers."""
-        rows = self._reader.execute("SELECT producer, shard, next FROM expected ORDER BY rowid").fetchall()
-        latest = list(dict.fromkeys(producer for producer, *_ in reversed(rows)))[:_PRODUCERS]
-        gone = {producer for producer, *_ in rows} - set(latest)
-        self._reader.executemany("DELETE FROM expected WHERE producer = ?", [(name,) for name in gone])
-        return {(producer, shard): seq for producer, shard, seq in rows if producer not in gone}
+    def expected(self) -> Expected:
+        """Return, per (producer, shard), the next sequence number; of the latest producers. After `load`."""
+        return self._expected
 
     def put(
         self, origin: str, entries: Sequence[Entry], done: Callable[[], None], mark: Mark | None = None
     ) -> None:
-        """Write the entries with the next group, then call `done` on the writer thread."""
-        with self._wanted:
-            self._queue.append(_Put(origin, entries, done, mark))
-            self._wanted.notify()
+        """Write the entries, at once or with the writer thread's next group; then call `done`.
+
+        Own entries come from the event loop. It writes them itself where that is no more than
+        handing bytes to the operating system: if nothing is to be synced, they are few, nothing is
+        before them in the queue, no checkpoint is in the way, and it has not just been slow (then for ten times as long as it took).
+        Handing them to the thread and waiting for it costs more than writing them.
+        """
+        item = Put(origin, entries, done, mark)
+        if origin == self.origin:
+            if self._write_here(item):
+                done()
+                return
+            self._asked += 1
+            item = item._replace(done=partial(self._answer, done))
+        self._queue.put(item)
+
+    def _write_here(self, item: Put) -> bool:
+        keeper = self._keeper
+        size = sum(entry.size for entry in item.entries)
+        began = time.monotonic()
+        if (
+            keeper is None or keeper.failing or self.failure or size > _MOST_HERE
+            or self._asked != self._answered or began < self._apart_until
+        ):  # fmt: skip
+            return False
+        try:
+            write(self._quick, [item])
+        except sqlite3.Error:
+            return False  # the thread waits for what is in the way, or says what is wrong
+        keeper.wrote(size)
+        now = time.monotonic()
+        if now - began > _SLOW_S:
+            self._apart_until = now + _APART * (now - began)
+        return True
+
+    def _answer(self, done: Callable[[], None]) -> None:
+        done()
+        self._answered += 1
 
     def drop(self, origin: str, entries: Sequence[Entry]) -> None:
         """Delete trimmed entries with some later group."""
-        with self._wanted:
-            numbers = [entry.lsn for entry in entries]
-            self._queue.append(_Drop(origin, numbers, max(numbers)))
-            self._wanted.notify()
+        self._queue.put(Drop(origin, entries))
 
     def body(self, origin: str, lsn: int) -> bytes | None:
         """Read a body from disk; None if it was trimmed."""
@@ -235,107 +232,58 @@ class SqliteStore:
 
     def close(self, timeout: float) -> None:
         """Write what is queued, mark the log as cleanly closed, release it."""
-        with self._wanted:
-            self._ending = True
-            self._wanted.notify()
-        self._threads[0].join(timeout)
-        self._ended.set()
-        self._dirty.set()
-        for thread in self._threads[1:]:
-            thread.join(timeout)
+        self._ending = True
+        self._queue.put(None)
+        self._thread.join(timeout)
+        if self._keeper is not None:
+            self._keeper.close(timeout)
         with self._read_lock:
-            if not self._threads[0].is_alive() and not self.failure:
+            if not self._thread.is_alive() and not self.failure:
                 self._reader.execute("UPDATE meta SET value = '1' WHERE key = 'clean'")
             self._release()
 
     def _run(self) -> None:
         connection = self._connect()
         try:
-            while True:
-                with self._wanted:
-                    while not self._queue and not self._ending:
-                        self._wanted.wait()
-                    group = [self._queue[index] for index in range(min(_GROUP, len(self._queue)))]
-                    if not group:
+            while group := self._gather():
+                while not self._write(connection, group):
+                    if self._ending:
                         return
-                if self._write(connection, group):
-                    self._dirty.set()
-                elif self._ending:
-                    return
-                else:
                     time.sleep(_RETRY_S)
+                if self._keeper is not None:
+                    self._keeper.wrote(sum(entry.size for item in group for entry in item.entries))
+                for item in group:
+                    if isinstance(item, Put):
+                        item.done()
         finally:
             connection.close()
 
-    def _write(self, connection: sqlite3.Connection, group: list[_Put | _Drop]) -> bool:
-        """Commit a group and answer it; False if the disk refuses."""
+    def _gather(self) -> list[Put | Drop]:
+        """Wait for something to write; return what there is, up to a limit; nothing at the end."""
+        group: list[Put | Drop] = []
+        size = 0
+        item = self._queue.get()
+        while item is not None:
+            group.append(item)
+            size += sum(entry.size for entry in item.entries)
+            if len(group) == _GROUP or size >= _GROUP_BYTES:
+                return group
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return group
+        if group:
+            self._queue.put(None)  # the end comes after this group
+        return group
+
+    def _write(self, connection: sqlite3.Connection, group: list[Put | Drop]) -> bool:
+        """Commit a group; False if the disk refuses."""
         try:
-            connection.execute("BEGIN")
-            for item in group:
-                if isinstance(item, _Put):
-                    _insert(connection, item)
-                else:
-                    connection.executemany(
-                        "DELETE FROM entries WHERE origin = ? AND lsn = ?",
-                        ((item.origin, number) for number in item.numbers),
-                    )
-                    connection.execute(
-                        "UPDATE lanes SET floor = max(floor, ?) WHERE origin = ?", (item.floor, item.origin)
-                    )
-            connection.execute("COMMIT")
+            write(connection, group)
         except sqlite3.Error as error:
             if not self.failure:
                 self._logger.error("the log in %s cannot be written: %s", self._directory, error)
             self.failure = str(error)
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
             return False
         self.failure = ""
-        with self._wanted:
-            for _ in group:
-                self._queue.popleft()
-        for item in group:
-            if isinstance(item, _Put):
-                item.done()
         return True
-
-    def _sync(self) -> None:
-        """Have the system write out what was committed, every interval in which anything was.
-
-        Beside the writer, so that commits go on meanwhile; SQLite itself syncs at checkpoints.
-        """
-        interval = self._config.fsync_interval_ms / 1000
-        while not self._ended.is_set():
-            self._dirty.wait()
-            self._dirty.clear()
-            try:
-                with (self._directory / "mesh.sqlite3-wal").open("rb") as file:
-                    os.fsync(file.fileno())
-            except OSError as error:
-                self._logger.error("the log in %s cannot be synced: %s", self._directory, error)
-            self._ended.wait(interval)
-
-
-def _insert(connection: sqlite3.Connection, put: _Put) -> None:
-    entries = [entry for entry in put.entries if entry.count]
-    connection.executemany(
-        "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            (
-                put.origin, entry.lsn, entry.shard, entry.start, entry.count, entry.w, entry.lo, entry.hi,
-                msgspec.msgpack.encode(entry.deps), entry.body,
-            )
-            for entry in entries
-        ),
-    )  # fmt: skip
-    ends = {entry.shard: (put.origin, entry.shard, entry.end, entry.hi) for entry in entries}
-    connection.executemany("INSERT OR REPLACE INTO streams VALUES (?, ?, ?, ?)", ends.values())
-    if put.entries:
-        last = put.entries[-1]
-        connection.execute(
-            "INSERT INTO lanes VALUES (?, ?, ?, 0) ON CONFLICT (origin) DO UPDATE SET"
-            " head = max(head, excluded.head), w = max(w, excluded.w)",
-            (put.origin, last.lsn, max(entry.w for entry in put.entries)),
-        )
-    if put.mark is not None:
-        connection.execute("INSERT OR REPLACE INTO expected VALUES (?, ?, ?)", put.mark)

@@ -6,15 +6,17 @@ Knows no sockets: frames come in through `received`, go out through `Link.post`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
 from net_adapter_mesh.config import MeshConfig
 from net_adapter_mesh.frames import (
+    APART_BYTES,
     MAGIC,
     VERSION,
     Ack,
+    Body,
     Bye,
     Credit,
     Entries,
@@ -27,6 +29,7 @@ from net_adapter_mesh.frames import (
     Subscribe,
     Table,
     WireEntry,
+    bodies,
     decode,
     encode,
 )
@@ -92,7 +95,6 @@ class Exchange:
             Subscribe: self._on_subscribe,  # type: ignore[dict-item]
             Heads: self._on_heads,  # type: ignore[dict-item]
             Credit: self._on_credit,  # type: ignore[dict-item]
-            Entries: self._on_entries,  # type: ignore[dict-item]
             Ack: self._on_ack,  # type: ignore[dict-item]
         }
 
@@ -102,13 +104,17 @@ class Exchange:
             link.greeted = True
             link.send(Hello(MAGIC, VERSION, self._config.name, self._log.own, time.time_ns()))
 
-    def received(self, link: Link, frame: bytes) -> None:
-        """Take one frame; a link that breaks the rules is dropped."""
+    def received(self, link: Link, frame: bytes, more: Sequence[memoryview] = ()) -> None:
+        """Take one message, and the frames behind it; a link that breaks the rules is dropped."""
         link.heard = time.monotonic()
         link.frames_in += 1
         try:
             message = decode(frame)
-            if isinstance(message, Hello):
+            if isinstance(message, Entries) and link.peer:
+                self._on_entries(link, message, bodies(message, more))
+            elif more:
+                raise FrameError("frames behind a message that has none")
+            elif isinstance(message, Hello):
                 self._on_hello(link, message)
             elif isinstance(message, Refuse):
                 self._refuse(link, f"the other side refused: {message.reason}")
@@ -241,16 +247,16 @@ class Exchange:
             self.acked[node] = min(upto, self._log.lane.head)
             self._news()
 
-    def _on_entries(self, link: Link, message: Entries) -> None:
+    def _on_entries(self, link: Link, message: Entries, found: list[Body]) -> None:
         origin = message.origin
-        size = sum(len(entry.body) + OVERHEAD for entry in message.entries)
+        size = sum(map(len, found)) + OVERHEAD * len(found)
         link.received += size
         if link.received > link.promised + RUN_BYTES + size:
             raise FrameError("it sends beyond its credit")
         if self.routing.sources.get(origin) is not link or origin == self._log.own:
             self._settled(link, size)  # from before a change of source
             return
-        fresh = self._log.wants(origin, message.entries, self.routing.pending.get(origin, 0))
+        fresh = self._log.wants(origin, message.entries, found, self.routing.pending.get(origin, 0))
         if not self.routing.acceptable(origin, link, fresh):
             self._settled(link, size)
             self.stale = True
@@ -305,22 +311,28 @@ class Exchange:
         if upto <= after:
             return False
         wire: list[WireEntry] = []
-        deps = None
+        frames: list[Body] = [b""]
+        size, deps = 0, None
         for entry in entries:
             body = self._log.body_of(origin, entry) if entry.count else b""
             if body is None:
                 continue  # trimmed meanwhile
             shown = None if entry.deps is deps else dict(entry.deps)
             deps = entry.deps
+            size += len(body) + OVERHEAD
+            if apart := len(body) >= APART_BYTES:
+                frames.append(body)
             wire.append(
                 WireEntry(
-                    entry.lsn, entry.shard, entry.start, entry.count, entry.w, entry.lo, entry.hi, shown, body
+                    entry.lsn, entry.shard, entry.start, entry.count, entry.w, entry.lo, entry.hi, shown,
+                    None if apart else bytes(body),
                 )
-            )
+            )  # fmt: skip
+        frames[0] = encode(Entries(origin, upto, wire))
         link.feeds[origin] = upto
-        link.sent += sum(len(entry.body) + OVERHEAD for entry in wire)
+        link.sent += size
         link.frames_out += 1
-        if not link.post(encode(Entries(origin, upto, wire))):
+        if not link.post(frames):
             self.drop(link)
             return False
         return True

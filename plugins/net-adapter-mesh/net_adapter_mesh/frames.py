@@ -1,4 +1,4 @@
-"""The wire codec: msgpack arrays, one a frame, typed and bounded by what is declared here.
+"""The wire codec: msgpack arrays, one a message, typed and bounded by what is declared here.
 
 `docs/reference/mesh-protocol.md` tells the same in words. Everything that comes from a peer passes
 through `decode` before anybody looks at it: a frame that is too long, of an unknown type, or with a
@@ -13,11 +13,13 @@ from typing import Annotated, Final, TypeAlias
 import msgspec
 
 __all__ = [
+    "APART_BYTES",
     "INFINITY",
     "MAX_BATCH_BYTES",
     "MAX_FRAME",
     "VERSION",
     "Ack",
+    "Body",
     "Bye",
     "Credit",
     "Entries",
@@ -32,24 +34,29 @@ __all__ = [
     "Subscribe",
     "Table",
     "WireEntry",
+    "bodies",
     "decode",
     "decode_body",
     "encode",
     "encode_body",
 ]
 
-VERSION: Final = 1
+VERSION: Final = 2
 MAGIC: Final = "netmesh"
 INFINITY: Final = (1 << 63) - 1
 MAX_BATCH_BYTES: Final = 32 << 20
 MAX_FRAME: Final = MAX_BATCH_BYTES + (2 << 20)
+APART_BYTES: Final = 16 << 10
+"""From this size on a body is sent in a frame of its own: it is copied at neither end."""
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=INFINITY)]
 Shard: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=512)]
 Vector: TypeAlias = Annotated[dict[Name, Count], msgspec.Meta(max_length=4096)]
-Body: TypeAlias = Annotated[bytes, msgspec.Meta(max_length=MAX_FRAME)]
+InlineBody: TypeAlias = Annotated[bytes, msgspec.Meta(max_length=MAX_FRAME)]
+Body: TypeAlias = bytes | memoryview
+"""A body as it is kept: what was encoded here, or a view of the frame in which it came."""
 
 
 class FrameError(ValueError):
@@ -125,7 +132,10 @@ class Credit(msgspec.Struct, array_like=True, tag=7, frozen=True):
 
 
 class WireEntry(msgspec.Struct, array_like=True, frozen=True):
-    """One batch, or with `count` 0 a bare watermark. `deps` None: as the entry before it."""
+    """One batch, or with `count` 0 a bare watermark.
+
+    `deps` None: as the entry before it. `body` None: the next of the frames behind this one.
+    """
 
     lsn: Count
     shard: Shard
@@ -135,7 +145,7 @@ class WireEntry(msgspec.Struct, array_like=True, frozen=True):
     lo: Count
     hi: Count
     deps: Vector | None
-    body: Body
+    body: InlineBody | None
 
 
 class Entries(msgspec.Struct, array_like=True, tag=8, frozen=True):
@@ -183,12 +193,27 @@ def decode(frame: bytes) -> Message:
     return message
 
 
+def bodies(message: Entries, frames: Sequence[memoryview]) -> list[Body]:
+    """Return the body of each entry, given the frames that came behind the message.
+
+    Raises:
+        FrameError: they are not as many as there are entries without a body, or one is too long.
+    """
+    apart = iter(frames)
+    found = [next(apart, None) if entry.body is None else entry.body for entry in message.entries]
+    if None in found or next(apart, None) is not None:
+        raise FrameError(f"{len(frames)} frames behind entries that want another number")
+    if any(len(frame) > MAX_FRAME for frame in frames):
+        raise FrameError(f"a body of more than {MAX_FRAME} bytes")
+    return found  # type: ignore[return-value]
+
+
 def encode_body(stamps: Sequence[int], payloads: Sequence[bytes]) -> bytes:
     """Encode a batch once, for the log and every peer: `[[ts, ...], [payload, ...]]`."""
     return _encoder.encode((stamps, payloads))
 
 
-def decode_body(body: bytes, count: int) -> tuple[list[int], list[bytes]]:
+def decode_body(body: Body, count: int) -> tuple[list[int], list[bytes]]:
     """Return a body's timestamps and payloads, `count` of each.
 
     Raises:

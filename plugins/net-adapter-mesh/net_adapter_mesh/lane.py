@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Final, Protocol
 
+from net_adapter_mesh.frames import Body
+
 __all__ = ["Entry", "Lane", "Limits", "StreamView", "Vector"]
 
 Vector = Mapping[str, int]
@@ -77,7 +79,7 @@ class Entry:
         lo: int,
         hi: int,
         deps: Vector,
-        body: bytes | None,
+        body: Body | None,
     ) -> None:
         self.lsn = lsn
         self.shard = shard

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from net_adapter_mesh.frames import Message, encode
+from net_adapter_mesh.frames import Body, Message, encode
 
 __all__ = ["Link", "Target"]
 
@@ -40,7 +40,7 @@ class Link:
     """State of one link, the same at both ends.
 
     Args:
-        post: sends one frame; False if the other side is gone.
+        post: sends the frames of one message; False if the other side is gone.
         cut: releases the transport under it.
         target: what was dialed, or None at the listening end.
         now: monotonic seconds.
@@ -64,7 +64,11 @@ class Link:
     )  # fmt: skip
 
     def __init__(
-        self, post: Callable[[bytes], bool], cut: Callable[[], None], target: Target | None, now: float
+        self,
+        post: Callable[[Sequence[Body]], bool],
+        cut: Callable[[], None],
+        target: Target | None,
+        now: float,
     ) -> None:
         self.post = post
         self.cut = cut
@@ -87,4 +91,4 @@ class Link:
     def send(self, message: Message) -> bool:
         """Send a message; False if the other side is gone."""
         self.frames_out += 1
-        return self.post(encode(message))
+        return self.post([encode(message)])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from net_adapter_mesh.causal import Visibility
-from net_adapter_mesh.frames import LaneRow, WireEntry
+from net_adapter_mesh.frames import Body, LaneRow, WireEntry
 from net_adapter_mesh.lane import Entry, Lane, Limits, StreamView, Vector
 
 __all__ = ["Kept", "Log", "Mark", "Store"]
@@ -43,7 +43,7 @@ class Store(Protocol):
     def drop(self, origin: str, entries: Sequence[Entry]) -> None:
         """Let go of trimmed entries."""
 
-    def body(self, origin: str, lsn: int) -> bytes | None:
+    def body(self, origin: str, lsn: int) -> Body | None:
         """Return a body that memory no longer has."""
 
     def cached(self, entry: Entry) -> None:
@@ -109,7 +109,7 @@ class Log:
             self._visibility.settle(lane)
         self._trim()
 
-    def stage(self, shard: int, stamps: Sequence[int], w: int, deps: Vector, body: bytes) -> Entry:
+    def stage(self, shard: int, stamps: Sequence[int], w: int, deps: Vector, body: Body) -> Entry:
         """Give a batch (or, with no stamps, a bare watermark) its numbers. Loop thread only."""
         start, key = self._ends.get(shard, (0, 0))
         lo = hi = 0
@@ -133,14 +133,16 @@ class Log:
                 self._store.cached(entry)
             self._trim()
 
-    def wants(self, origin: str, entries: Sequence[WireEntry], pending: int) -> list[Entry]:
+    def wants(
+        self, origin: str, entries: Sequence[WireEntry], bodies: Sequence[Body], pending: int
+    ) -> list[Entry]:
         """Turn received entries into those that are new here, given that `pending` is under way."""
         found: list[Entry] = []
         with self.lock:
             lane = self.lanes.get(origin)
             head = max(lane.head if lane else 0, pending)
             deps = lane.deps if lane else _EMPTY
-        for wire in entries:
+        for wire, body in zip(entries, bodies, strict=True):
             deps = deps if wire.deps is None else wire.deps
             if wire.lsn > head:
                 found.append(
@@ -153,7 +155,7 @@ class Log:
                         wire.lo,
                         wire.hi,
                         deps,
-                        wire.body,
+                        body,
                     )
                 )
                 head = wire.lsn
@@ -282,7 +284,7 @@ class Log:
             lane = self.lanes.get(origin)
             return lane.after(after, max_bytes) if lane else ([], 0)
 
-    def body_of(self, origin: str, entry: Entry) -> bytes | None:
+    def body_of(self, origin: str, entry: Entry) -> Body | None:
         """Return an entry's body, from disk if need be; None once it was trimmed."""
         body = entry.body
         return body if body is not None or not entry.live else self._store.body(origin, entry.lsn)

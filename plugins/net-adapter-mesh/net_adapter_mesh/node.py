@@ -9,7 +9,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from net_adapter_mesh.config import MeshConfig, host_of
@@ -313,10 +313,10 @@ class Node:
         """Greet on a dialed link."""
         self.exchange.greet(link)
 
-    def received(self, link: Link, frame: bytes) -> None:
-        """Pass a frame on."""
+    def received(self, link: Link, frame: bytes, more: Sequence[memoryview]) -> None:
+        """Pass a message on."""
         target = link.target
-        self.exchange.received(link, frame)
+        self.exchange.received(link, frame, more)
         if target is not None and link.peer:
             target.pause = 0.02
             target.tried = True

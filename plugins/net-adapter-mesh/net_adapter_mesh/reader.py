@@ -14,7 +14,7 @@ from netcore import CursorError, Gap, IndexedEvent, ShardPage, StoredEvent, Stre
 
 __all__ = ["Reader"]
 
-_DECODED_EVENTS: Final = 262_144
+_DECODED_EVENTS: Final = 32_768
 _KIND: Final = "mesh"
 _CLOCK_LAG_NS: Final = 250_000_000
 

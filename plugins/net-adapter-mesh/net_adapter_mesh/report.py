@@ -83,7 +83,9 @@ def _lanes(log: Log, heads: dict[str, int], node: Node) -> dict[str, Any]:
             streams = {}
             for shard, view in lane.streams.items():
                 behind = max(view.next, view.advertised) - view.visible
-                hidden = next((entry for entry in view.items[view.first :] if not entry.seen), None)
+                hidden = (
+                    view.items[index] if (index := view.index_after(view.visible)) < len(view.items) else None
+                )
                 streams[shard] = {
                     "earliest": view.earliest,
                     "stored": view.next,

@@ -10,14 +10,14 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from net_adapter_mesh.config import MeshConfig
-from net_adapter_mesh.frames import MAX_FRAME, Reset, encode
+from net_adapter_mesh.frames import MAX_FRAME, Body, Reset
 from net_adapter_mesh.link import Link, Target
 from net_adapter_mesh.security import Gatekeeper, Keys
 
@@ -41,8 +41,8 @@ class Events(Protocol):
     def connected(self, link: Link) -> None:
         """Greet: a dialed link is up."""
 
-    def received(self, link: Link, frame: bytes) -> None:
-        """Take a frame."""
+    def received(self, link: Link, frame: bytes, more: Sequence[memoryview]) -> None:
+        """Take a message: its first frame, and those behind it, which may be kept."""
 
     def lost(self, link: Link, why: str) -> None:
         """Forget a link that is gone."""
@@ -150,8 +150,8 @@ class Transport:
             dealer.curve_serverkey = target.public_key.encode()
         monitor = self._monitor(dealer, _DIALER_EVENTS)
 
-        def post(frame: bytes) -> bool:
-            return self._send(dealer, [frame])
+        def post(frames: Sequence[Body]) -> bool:
+            return self._send(dealer, frames)
 
         def cut() -> None:
             self._forget(dealer, monitor)
@@ -222,14 +222,14 @@ class Transport:
             monitor.close(0)
             socket.close(100)
 
-    def _send(self, socket: zmq.Socket[Any], parts: list[bytes]) -> bool:
+    def _send(self, socket: zmq.Socket[Any], parts: Sequence[Body]) -> bool:
         try:
             if socket.closed:
                 return False
-            socket.send_multipart(parts, zmq.NOBLOCK, copy=len(parts[-1]) < 65_536)
+            socket.send_multipart(parts, zmq.NOBLOCK)
         except zmq.ZMQError:
             return False
-        self.bytes_out += len(parts[-1])
+        self.bytes_out += sum(map(len, parts))
         return True
 
     def _drain_dealer(self, dealer: zmq.Socket[Any], link: Link) -> None:
@@ -237,10 +237,10 @@ class Transport:
             if dealer.closed:
                 return
             try:
-                parts = dealer.recv_multipart(zmq.NOBLOCK)
+                frames = dealer.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.ZMQError:
                 return
-            self._received(link, parts)
+            self._received(link, frames)
             if dealer.closed or not int(dealer.get(zmq.EVENTS)) & zmq.POLLIN:
                 return  # cheaper to ask than to fail
 
@@ -255,13 +255,13 @@ class Transport:
             if link is None:
                 self.gate.entered(int(frames[-1].get(zmq.SRCFD)))
                 link = self._accept(router, identity)
-            self._received(link, [frame.bytes for frame in frames[1:]])
+            self._received(link, frames[1:])
             if not int(router.get(zmq.EVENTS)) & zmq.POLLIN:
                 return  # cheaper to ask than to fail
 
     def _accept(self, router: zmq.Socket[Any], identity: bytes) -> Link:
-        def post(frame: bytes) -> bool:
-            return self._send(router, [identity, frame])
+        def post(frames: Sequence[Body]) -> bool:
+            return self._send(router, [identity, *frames])
 
         def cut() -> None:
             self._inbound.pop(identity, None)
@@ -269,10 +269,11 @@ class Transport:
         link = self._inbound[identity] = Link(post, cut, None, time.monotonic())
         return link
 
-    def _received(self, link: Link, parts: list[bytes]) -> None:
-        frame = parts[0] if len(parts) == 1 else b""
-        self.bytes_in += len(frame)
-        self._events.received(link, frame)
+    def _received(self, link: Link, frames: list[zmq.Frame]) -> None:
+        frame = frames[0].bytes if frames else b""
+        more = [part.buffer for part in frames[1:]]
+        self.bytes_in += len(frame) + sum(map(len, more))
+        self._events.received(link, frame, more)
 
     def _watch_dialer(self, monitor: zmq.Socket[Any], link: Link) -> None:
         while not monitor.closed and monitor.poll(0):
@@ -292,5 +293,5 @@ class Transport:
 
 def reset(link: Link) -> None:
     """Tell an unknown sender to begin again, and forget it."""
-    link.post(encode(Reset()))
+    link.send(Reset())
     link.cut()

@@ -168,3 +168,15 @@ def test_command_line_offers_the_mesh():
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "keygen" in found.stdout
     assert "status" in found.stdout
+
+
+@pytest.mark.anyio
+async def test_adapter_large_batch_is_stored_as_several_entries(node):
+    """A batch of more than 4 MiB is read as it was, and is no single frame."""
+    payloads = [bytes([index]) * (1 << 20) for index in range(10)]
+    writer = Writer(node)
+    batch = await writer.write(payloads)
+    page = await node.read(Stream(0, node.origin), None, 100)
+    assert [event.raw for event in page.events] == payloads
+    assert [event.ts for event in page.events] == batch.stamps
+    assert node.stats()["lanes"][node.origin]["head"] == 3

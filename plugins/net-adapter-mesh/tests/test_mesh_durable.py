@@ -2,11 +2,12 @@
 
 import sqlite3
 
+import anyio
 import pytest
 from mesh_cluster import assert_complete
 from net_adapter_mesh import MeshAdapter, MeshConfig
 
-from netcore import AdapterRefusedError
+from netcore import AdapterRefusedError, Batch, Stream
 from netcore.testing.contract import adapter_context
 
 
@@ -103,6 +104,56 @@ async def test_durable_log_of_another_node_or_mesh_is_refused(tmp_path, change, 
     with pytest.raises(AdapterRefusedError, match=match):
         await two.open(adapter_context())
     await two.close()
+
+
+def _batch(first_seq, *payloads):
+    stamps = list(range(1000 + first_seq, 1000 + first_seq + len(payloads)))
+    return Batch(producer="p" * 32, shard=0, first_seq=first_seq, stamps=stamps, payloads=list(payloads))
+
+
+async def _stored(adapter):
+    page = await adapter.read(Stream(0, adapter.origin), None, 100)
+    return [event.raw for event in page.events]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("fsync", ["batch", "never"])
+@pytest.mark.parametrize("max_events", [1, 100])
+async def test_durable_log_reopened_stores_no_retry_twice(tmp_path, fsync, max_events):
+    """What is expected of a producer outlives the node, also where retention took the batch."""
+    config = MeshConfig(log=str(tmp_path), fsync=fsync, max_events=max_events)
+    for _ in range(2):
+        adapter = MeshAdapter(config)
+        await adapter.open(adapter_context())
+        await adapter.append(_batch(0, b"a", b"b"))
+        await adapter.append(_batch(2, b"c"))
+        assert await _stored(adapter) == ([b"c"] if max_events == 1 else [b"a", b"b", b"c"])
+        await adapter.close()
+    adapter = MeshAdapter(config)
+    await adapter.open(adapter_context())
+    await adapter.append(_batch(2, b"c", b"d"))
+    assert (await _stored(adapter))[-1] == b"d"
+    assert (await adapter.bounds(Stream(0, adapter.origin)))[1] == "4"
+    await adapter.close()
+
+
+@pytest.mark.anyio
+async def test_durable_append_while_the_log_is_locked_waits_and_keeps_the_order(tmp_path):
+    """The loop does not wait for a lock: it leaves the batch, and those behind it, to the writer."""
+    adapter = MeshAdapter(MeshConfig(log=str(tmp_path), fsync="never"))
+    await adapter.open(adapter_context())
+    await adapter.append(_batch(0, b"a"))
+    other = sqlite3.connect(tmp_path / "mesh.sqlite3", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(adapter.append, _batch(1, b"b"))
+        await anyio.wait_all_tasks_blocked()
+        assert await _stored(adapter) == [b"a"]
+        other.execute("ROLLBACK")
+    other.close()
+    await adapter.append(_batch(2, b"c"))
+    assert await _stored(adapter) == [b"a", b"b", b"c"]
+    await adapter.close()
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from net_adapter_mesh.frames import (
     Subscribe,
     Table,
     WireEntry,
+    bodies,
     decode,
     decode_body,
     encode,
@@ -228,6 +229,36 @@ def test_node_drops_a_peer_that_sends_beyond_its_credit(cluster, speak):
         speaker.say(Entries("speaker", number, [entry]))
         speaker.say(Entries("nobody", number, [entry]))
     a.ask("until", expression="not stats['links']")
+
+
+@pytest.mark.parametrize("frames", [0, 1, 3])
+def test_bodies_of_another_number_than_asked_for_are_refused(frames):
+    """Each entry without a body has a frame, in order, and no frame is left over."""
+    asking = WireEntry(1, 0, 0, 1, 0, 1, 1, {}, None)
+    run = Entries("o", 3, [asking, WireEntry(2, 0, 1, 1, 0, 1, 1, {}, b"here"), asking])
+    assert bodies(run, [memoryview(b"a"), memoryview(b"b")]) == [b"a", b"here", b"b"]
+    with pytest.raises(FrameError, match="want another number"):
+        bodies(run, [memoryview(b"x")] * frames)
+
+
+def test_node_takes_bodies_in_frames_of_their_own_and_no_others(cluster, speak):
+    """A body behind the message is read like one in it; a frame too few or too many ends the link."""
+    a = cluster.start()
+    table = Table(time.time_ns(), [Record("speaker", 1, "", "", [a.origin], [LaneRow("speaker", 0, 9)])])
+    for extra in (1, 0, 2):
+        speaker = speak(a.address)
+        speaker.say(table)
+        reached = speaker.hear(Subscribe).after
+        body = encode_body([5], [b"apart"])
+        entry = WireEntry(reached + 1, 0, reached, 1, 1 << 60, 5, 5, {}, None)
+        message = encode(Entries("speaker", reached + 1, [entry]))
+        speaker.socket.send_multipart([message, *[body] * extra])
+        if extra == 1:
+            a.ask("until", expression="stats['lanes'].get('speaker', {}).get('head') == 1")
+            speaker.say(Bye())
+        a.ask("until", expression="not stats['links']")
+    assert [event[4] for event in a.ask("page")["events"]] == ["apart"]
+    assert a.ask("stats")["failure"] == ""
 
 
 def test_node_skips_an_entry_whose_body_is_garbage(cluster, speak):

@@ -1,0 +1,98 @@
+"""The thread beside the durable log's writers: it syncs their write-ahead log, and empties it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+__all__ = ["Keeper"]
+
+_CHECKPOINT_BYTES: Final = 256 << 20
+_QUIET_S: Final = 1.0
+_PAUSE_S: Final = 0.05
+
+
+class Keeper:
+    """Syncs what was committed, every interval in which anything was; checkpoints in quiet moments.
+
+    While there are none, it checkpoints every 256 MiB: a checkpoint writes and syncs everything a
+    second time. It copies most of the log beside those who write, and then, holding them up, only
+    what they wrote in that time.
+
+    Args:
+        wal: the write-ahead log.
+        connect: makes a connection; called on the thread.
+        interval_s: how often to sync; None: never, beyond what SQLite does at checkpoints.
+        logger: for failures.
+
+    Source: https://www.sqlite.org/c3ref/wal_checkpoint_v2.html
+    """
+
+    def __init__(
+        self,
+        wal: Path,
+        connect: Callable[[], sqlite3.Connection],
+        interval_s: float | None,
+        logger: logging.Logger,
+        name: str,
+    ) -> None:
+        self._wal = wal
+        self._connect = connect
+        self._interval_s = interval_s
+        self._logger = logger
+        self._unmoved = 0
+        self._dirty = threading.Event()
+        self._ended = threading.Event()
+        self.failing = False
+        """The last checkpoint failed, or found no moment at which nobody wrote."""
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def wrote(self, size: int) -> None:
+        """Take note of `size` bytes committed. Any thread; a count lost to a race does not matter."""
+        self._unmoved += size
+        if not self._dirty.is_set():
+            self._dirty.set()
+
+    def close(self, timeout: float) -> None:
+        """End the thread."""
+        self._ended.set()
+        self._dirty.set()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        connection = self._connect()
+        try:
+            while not self._ended.is_set():
+                quiet = not self._dirty.wait(_QUIET_S if self._unmoved else None)
+                self._dirty.clear()
+                if self._interval_s is not None and not quiet:
+                    self._sync()
+                if quiet or self._unmoved >= _CHECKPOINT_BYTES:
+                    self._unmoved = 0
+                    self._checkpoint(connection)
+                self._ended.wait(_PAUSE_S if self._interval_s is None else self._interval_s)
+        finally:
+            connection.close()
+
+    def _sync(self) -> None:
+        try:
+            with self._wal.open("rb") as file:
+                os.fdatasync(file.fileno()) if hasattr(os, "fdatasync") else os.fsync(file.fileno())
+        except OSError as error:
+            self._logger.error("%s cannot be synced: %s", self._wal, error)
+
+    def _checkpoint(self, connection: sqlite3.Connection) -> None:
+        try:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            busy = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0]
+        except sqlite3.Error as error:
+            if not self.failing:
+                self._logger.error("%s cannot be emptied: %s", self._wal, error)
+            busy = 1
+        self.failing = bool(busy)
