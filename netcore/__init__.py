@@ -18,7 +18,8 @@ TYPE_CHECKING = False  # what type checkers take for true; to import `typing` wo
 if TYPE_CHECKING:
     from typing import Any
 
-    from net_filter_jsonpath import Filter, FilterBuilder
+    from net_filter_jsonpath import Filter as Filter
+    from net_filter_jsonpath import FilterBuilder as FilterBuilder
 
     from netcore.bus import EventBus
     from netcore.config import AdapterConfig, BatchConfig, EventBusConfig, ScalingConfig, mask_credentials
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# Without `Filter` and `FilterBuilder`: a plugin provides them, and `from netcore import *` needs none.
 __all__ = [
     "Adapter",
     "AdapterClosedError",
@@ -102,8 +104,6 @@ __all__ = [
     "EventBusStats",
     "EventFilter",
     "FatalAdapterError",
-    "Filter",
-    "FilterBuilder",
     "FilterError",
     "FlushTimeoutError",
     "FullShard",
@@ -168,4 +168,4 @@ if not TYPE_CHECKING:  # type checkers know the names from above, and can tell o
 
 def __dir__() -> list[str]:
     """List the public names, loaded or not."""
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "Filter", "FilterBuilder"})

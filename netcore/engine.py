@@ -12,6 +12,7 @@ import os
 import random
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
 from netcore.config import EventBusConfig
