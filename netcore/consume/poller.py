@@ -17,12 +17,12 @@ from typing import Any, Final, Protocol
 from netcore.consume.chain import Chains
 from netcore.consume.cursor import Cursor, decode_cursor
 from netcore.consume.merger import Cut, ts_of
-from netcore.consume.pages import Collector
+from netcore.consume.pages import Collector, opening
 from netcore.consume.reader import Reader, describe
 from netcore.consume.request import ConsumeRequest, ConsumeResponse
 from netcore.consume.subscription import Subscription
 from netcore.consume.waiting import Patience, Waiting
-from netcore.contracts.adapter import Adapter, Stream
+from netcore.contracts.adapter import Adapter, ReadRequest, ShardPage, Stream
 from netcore.contracts.filters import EventFilter, Matcher
 from netcore.errors import AdapterError, ConfigError, TransientAdapterError
 from netcore.events import StoredEvent
@@ -289,7 +289,7 @@ class Poller:
             attempt.watermark, attempt.lagging = self._view.watermark()
         cut = self._cut(attempt.watermark, request.settle_ms)
         try:
-            snapshot, streams = await self._reader.listing()
+            snapshot, streams, primed = await self._look(request, chain)
         except AdapterError as error:
             self._all_failed(attempt, request, error)
             return attempt
@@ -317,6 +317,7 @@ class Poller:
             snapshot=snapshot,
             match=matching.match,
             rest=self._runtime.checkpoint,
+            primed=primed,
         )
         await (collector.causal() if causal else collector.sharded())
         for run in collector.runs:
@@ -324,6 +325,23 @@ class Poller:
                 attempt.failed[run.stream] = describe(run.failed)
         attempt.chain = chain.moved({run.stream: run.entry for run in collector.runs}, collector.turn)
         return attempt
+
+    async def _look(
+        self, request: ConsumeRequest, chain: Cursor
+    ) -> tuple[object, list[Stream], dict[Stream, ShardPage | Exception]]:
+        """Take a snapshot and list the streams; read those the chain knows where that comes with it.
+
+        Not with `settle_ms`: then it matters that the list is as new as this poll.
+        """
+        if request.ordering == "causal" and not request.settle_ms and self._reader.lists_with_reads:
+            known = [stream for stream in chain.entries if _wanted(request, stream)]
+            if known:
+                quota = opening(request.limit, len(known), filtered=request.filter is not None)
+                requests = [ReadRequest(stream, chain.entries[stream][0], quota) for stream in known]
+                pages, streams = await self._reader.read_listed(requests)
+                return None, streams, dict(zip(known, pages, strict=True))
+        snapshot, streams = await self._reader.listing()
+        return snapshot, streams, {}
 
     def _cut(self, watermark: int | None, settle_ms: float) -> Cut:
         ceiling = watermark

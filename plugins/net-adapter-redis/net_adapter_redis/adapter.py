@@ -134,7 +134,7 @@ class RedisAdapter(Adapter[RedisConfig]):
         return await self._read(requests, listing=False)
 
     async def read_listed(
-        self, requests: Sequence[ReadRequest], snapshot: object = None
+        self, requests: Sequence[ReadRequest]
     ) -> tuple[list[ShardPage | Exception], list[Stream]]:
         """Read, and list the streams, in one round trip or none; see `Adapter.read_listed`."""
         session = self._open_session()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from net_adapter_redis.density import Density
@@ -54,16 +54,18 @@ class ReadAhead:
         self._scan = scan
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def go_on(self, densities: Iterable[Density], *, listing: bool) -> None:
-        """Start fetching for those streams of which little is left.
+    def go_on(self, densities: Sequence[Density], *, listing: bool) -> None:
+        """Start fetching once little is left of a stream, then also for others that will want it soon.
 
         Args:
             densities: of the streams that were just read.
             listing: look for new streams too.
         """
         by_link: dict[int, tuple[Link, list[Scan]]] = {}
+        if all(density.wanting(early=False) is None for density in densities):
+            return
         for density in densities:
-            if (request := density.wanting()) is None:
+            if (request := density.wanting(early=True)) is None:
                 continue
             scan = self._scan(request)
             if not _Fetch(scan).keep():  # else a packed entry that is here already had enough

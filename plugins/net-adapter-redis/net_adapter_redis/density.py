@@ -112,10 +112,17 @@ class Density:
         self._expected = events[-1].id
         return ShardPage(events=events, position=self._expected, has_more=True)
 
-    def wanting(self) -> ReadRequest | None:
-        """Return what to fetch while the reader is busy with its page, or None: enough is there."""
+    def wanting(self, *, early: bool) -> ReadRequest | None:
+        """Return what to fetch while the reader is busy with its page, or None: enough is there.
+
+        Args:
+            early: fetch also if half of what is read at a time is still there beside the next page.
+        """
         run = self._run
-        if not self._more or not self._following or not run or self.fetching is not None or len(run) - self._end > self._limit:
+        if not self._more or not self._following or not run or self.fetching is not None:
+            return None
+        enough = self._limit + (self._chunk(self._limit) // 2 if early else 0)
+        if len(run) - self._end > enough:
             return None
         chunk = self._chunk(self._limit)
         return ReadRequest(self._stream, run[-1].id, chunk) if chunk >= self._limit else None

@@ -70,12 +70,13 @@ class Registry:
         found: ids of which some exist, to be tried out one by one.
     """
 
-    __slots__ = ("_session", "_swept", "_told", "found", "known", "last")
+    __slots__ = ("_named", "_session", "_swept", "_told", "found", "known", "last")
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._swept = -_SWEEP_S
         self._told: set[int] = set()
+        self._named: tuple[list[int], bytes] = ([], b"")  # the names tried out last, as a command
         self.known: set[int] = set()
         self.last = b"0-0"
         self.found: set[int] = set()
@@ -110,8 +111,9 @@ class Registry:
         """
         ids = self.unknown()
         keys = self._session.keys
-        data = command("XRANGE", keys.registry, self.last, "+") + command("EXISTS", *map(keys.stream, ids))
-        return Look(self, ids, data, seen)
+        if self._named[0] != ids:
+            self._named = (ids, command("EXISTS", *map(keys.stream, ids)))
+        return Look(self, ids, command("XRANGE", keys.registry, self.last, "+") + self._named[1], seen)
 
     async def complete(self) -> None:
         """Find out which of the names tried out it was that exist.
