@@ -270,5 +270,5 @@ def _quota(missing: int, streams: int) -> int:
     Its even share and two and a half standard deviations of a random one, so that one round of
     reads mostly suffices and little is read in vain.
     """
-    share = -(-missing // streams)
+    share = -(-missing // max(1, streams))
     return min(missing, share + (5 * isqrt(share) + 1) // 2) or 1

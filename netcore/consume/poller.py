@@ -22,7 +22,7 @@ from netcore.consume.reader import Reader, describe
 from netcore.consume.request import ConsumeRequest, ConsumeResponse
 from netcore.consume.subscription import Subscription
 from netcore.consume.waiting import Patience, Waiting
-from netcore.contracts.adapter import Adapter, ReadRequest, ShardPage, Stream
+from netcore.contracts.adapter import Adapter, ReadRequest, Stream
 from netcore.contracts.filters import EventFilter, Matcher
 from netcore.errors import AdapterError, ConfigError, TransientAdapterError
 from netcore.events import StoredEvent
@@ -120,7 +120,7 @@ class _Attempt:
             seen.update((run.stream, run.seen) for run in self.collector.runs if run.failed is None)
         return seen
 
-    def response(self, undecodable: int, shards: frozenset[int] | None) -> ConsumeResponse:
+    def response(self, undecodable: int, shards: Sequence[int] | None) -> ConsumeResponse:
         collector = self.collector
         runs = () if collector is None else collector.runs
         failed: dict[int, str] = {}
@@ -194,8 +194,7 @@ class Poller:
             ConfigError: `wait` is no such number, or a shard of `request.shards` does not exist.
             CursorError: the cursor, or a position in it, is none of this store.
             FilterError: the filter is malformed.
-            AdapterError: a first poll could not pin every stream; or nothing can be listed, and
-                no shard is known that `failed_shards` could name.
+            AdapterError: a first poll could not pin every stream, or none can be listed or is known.
         """
         response, _ = await self.page(request, wait)
         return response
@@ -227,8 +226,7 @@ class Poller:
                 break
         if attempt.failed and not attempt.events:
             self._waiting.check_open()
-        shards = None if request.shards is None else frozenset(request.shards)
-        response = attempt.response(matching.undecodable, shards)
+        response = attempt.response(matching.undecodable, request.shards)
         self._remember(chain)
         self._learn(response.events, rising=attempt.rising)
         return response, base
@@ -289,7 +287,7 @@ class Poller:
             attempt.watermark, attempt.lagging = self._view.watermark()
         cut = self._cut(attempt.watermark, request.settle_ms)
         try:
-            snapshot, streams, primed = await self._look(request, chain)
+            snapshot, streams, primed = await self._chains.look(self._openings(request, chain))
         except AdapterError as error:
             self._all_failed(attempt, request, error)
             return attempt
@@ -326,22 +324,13 @@ class Poller:
         attempt.chain = chain.moved({run.stream: run.entry for run in collector.runs}, collector.turn)
         return attempt
 
-    async def _look(
-        self, request: ConsumeRequest, chain: Cursor
-    ) -> tuple[object, list[Stream], dict[Stream, ShardPage | Exception]]:
-        """Take a snapshot and list the streams; read those the chain knows where that comes with it.
-
-        Not with `settle_ms`: then it matters that the list is as new as this poll.
-        """
-        if request.ordering == "causal" and not request.settle_ms and self._reader.lists_with_reads:
-            known = [stream for stream in chain.entries if _wanted(request, stream)]
-            if known:
-                quota = opening(request.limit, len(known), filtered=request.filter is not None)
-                requests = [ReadRequest(stream, chain.entries[stream][0], quota) for stream in known]
-                pages, streams = await self._reader.read_listed(requests)
-                return None, streams, dict(zip(known, pages, strict=True))
-        snapshot, streams = await self._reader.listing()
-        return snapshot, streams, {}
+    def _openings(self, request: ConsumeRequest, chain: Cursor) -> list[ReadRequest]:
+        """Return the reads that may be made while listing. With `settle_ms` none: the list must be new."""
+        if request.ordering != "causal" or request.settle_ms or not self._reader.lists_with_reads:
+            return []
+        known = [stream for stream in chain.entries if _wanted(request, stream)]
+        quota = opening(request.limit, len(known), filtered=request.filter is not None)
+        return [ReadRequest(stream, chain.entries[stream][0], quota) for stream in known]
 
     def _cut(self, watermark: int | None, settle_ms: float) -> Cut:
         ceiling = watermark

@@ -174,8 +174,12 @@ class Reader:
         if isinstance(answer, Exception):
             _log.warning("reading the streams of %s failed", self.adapter.kind, exc_info=answer)
             raise TransientAdapterError(describe(answer)) from answer
-        pages, streams = answer
-        if not isinstance(pages, list) or len(pages) != len(requests):
+        try:
+            pages, streams = answer
+            sound = isinstance(pages, list) and len(pages) == len(requests)
+        except (TypeError, ValueError):
+            sound = False
+        if not sound:
             raise TransientAdapterError(
                 f"{self.adapter.kind}: read_listed must return {len(requests)} pages and a list of streams, "
                 f"not {answer!r:.80}"

@@ -141,8 +141,6 @@ class RedisAdapter(Adapter[RedisConfig]):
         pages = await self._read(requests, listing=not session.config.cluster)
         if session.config.cluster:
             await self._registry.refresh()
-        else:
-            await self._registry.complete()
         return pages, [Stream(shard) for shard in sorted(self._registry.known)]
 
     async def _read(self, requests: Sequence[ReadRequest], *, listing: bool) -> list[ShardPage | Exception]:
@@ -161,8 +159,10 @@ class RedisAdapter(Adapter[RedisConfig]):
                 break
             await (asyncio.gather(*trips) if len(trips) > 1 else trips[0])
             coming = self._begin(requests, list(coming), results, scans, patient=False)
-        if listing and not all(density.listed for density in densities):
-            await self._registry.refresh()
+        if listing:
+            await self._registry.complete()
+            if not all(density.listed for density in densities):
+                await self._registry.refresh()
         pages: list[ShardPage | Exception] = []
         for index, result in enumerate(results):
             page = scans[index].page() if result is None else result

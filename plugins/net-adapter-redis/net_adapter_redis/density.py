@@ -14,13 +14,13 @@ __all__ = ["Density"]
 _FIRST_LOOK: Final = 8
 _PAGE_BYTES: Final = 16 << 20
 _KEPT_BYTES: Final = 4 << 20
-_AHEAD_EVENTS: Final = 1024
+_AHEAD_EVENTS: Final = 2048
 _RUN_EVENTS: Final = 4 * _AHEAD_EVENTS
 # A reply of so few entries is used up before its small lists would set off the garbage collector,
 # which costs more than a round trip that nobody waits for.
 _CHUNK_EVENTS: Final = 336
-_RUN_BYTES: Final = 1 << 20
-_AHEAD_BYTES: Final = 256 << 10
+_RUN_BYTES: Final = 2 << 20
+_AHEAD_BYTES: Final = 512 << 10
 
 
 class Density:
@@ -37,7 +37,8 @@ class Density:
         events: an entry's, on average; None before anything was read.
         bytes: an entry's, on average.
         fetching: the task that reads ahead now, if any.
-        listed: all streams that there were when the run was read are known.
+        listed: all streams that there were when the run was read are known; None: all but those that
+            the registry is to find out yet.
         kept: entries of the last read, from the one its page ended in to the look-ahead.
         batch: the name and content of the packed entry that was decoded last.
     """
@@ -67,7 +68,7 @@ class Density:
         self._more = False
         self._following = False
         self.fetching: asyncio.Task[None] | None = None
-        self.listed = False
+        self.listed: bool | None = False
         self._run: list[StoredEvent] = []
         self._end = 0
         self._expected: str | None = None
@@ -167,7 +168,6 @@ class Density:
     def cut(self, page: ShardPage, limit: int) -> ShardPage:
         """Return the page that was asked for, and keep what was read ahead."""
         run = page.events
-        self.listed = False
         # Also a page without more is kept: a merger's next read begins inside it.
         self._hold(run, min(limit, len(run)), more=page.has_more)
         self._limit = limit

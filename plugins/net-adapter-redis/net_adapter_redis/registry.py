@@ -53,9 +53,11 @@ class Look:
             AdapterError: the server refused.
         """
         [entries, found] = replies
-        if self._registry.accept(entries, found, self._ids):
-            for density in self._seen:
-                density.listed = True
+        certain = self._registry.accept(entries, found, self._ids)
+        for density in self._seen:
+            density.listed = True if certain else None
+        if not certain:
+            self._registry.unsure += self._seen
 
 
 class Registry:
@@ -68,9 +70,10 @@ class Registry:
         known: their ids; only grows.
         last: id of the registry's newest entry that was read.
         found: ids of which some exist, to be tried out one by one.
+        unsure: what was read before that was known.
     """
 
-    __slots__ = ("_named", "_session", "_swept", "_told", "found", "known", "last")
+    __slots__ = ("_named", "_session", "_swept", "_told", "found", "known", "last", "unsure")
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -80,6 +83,7 @@ class Registry:
         self.known: set[int] = set()
         self.last = b"0-0"
         self.found: set[int] = set()
+        self.unsure: list[Density] = []
 
     async def refresh(self) -> None:
         """Learn of shards that came to be; one round trip, two if there are some.
@@ -122,8 +126,12 @@ class Registry:
             AdapterError: the server can't be asked.
         """
         if self.found:
+            unsure, self.unsure = self.unsure, []
             await self._probe(sorted(self.found), self.doing)
             self.found = set()
+            for density in unsure:
+                if density.listed is None:
+                    density.listed = True
 
     def accept(self, entries: Any, found: Any, ids: Iterable[int]) -> bool:
         """Take in the answer to a `look`; tell whether it says all.
