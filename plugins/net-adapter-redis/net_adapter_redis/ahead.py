@@ -27,16 +27,16 @@ class _Fetch:
         self.scan = scan
 
     def accept(self, replies: list[Any]) -> None:
-        """Take in the replies; what takes more than one round trip is left to a real read."""
+        """Take in the replies; what more round trips would bring is left to a real read."""
         self.scan.accept(replies)
+        self.scan.density.listed = False  # until the look behind it is answered
         self.keep()
 
-    def keep(self) -> bool:
-        """Hand over what was read, if it is complete."""
+    def keep(self) -> None:
+        """Hand over what was read."""
         after = self.scan.request.after
-        if self.scan.done and after is not None:
-            self.scan.density.extend(after, self.scan.whole())
-        return self.scan.done
+        assert after is not None  # reading ahead goes on behind something
+        self.scan.density.extend(after, self.scan.whole())
 
 
 class ReadAhead:
@@ -68,9 +68,11 @@ class ReadAhead:
             if (request := density.wanting(early=True)) is None:
                 continue
             scan = self._scan(request)
-            if not _Fetch(scan).keep():  # else a packed entry that is here already had enough
-                link = self._session.network.reader(scan.stream)
-                by_link.setdefault(id(link), (link, []))[1].append(scan)
+            if scan.done:  # a packed entry that is here already holds enough
+                _Fetch(scan).keep()
+                continue
+            link = self._session.network.reader(scan.stream)
+            by_link.setdefault(id(link), (link, []))[1].append(scan)
         for link, scans in by_link.values():
             fetch = self._fetch(link, scans, self._registry if listing else None)
             task = asyncio.get_running_loop().create_task(fetch, name="netcore-redis-ahead")

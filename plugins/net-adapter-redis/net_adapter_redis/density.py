@@ -143,7 +143,6 @@ class Density:
         if page.gap is not None or page.undecodable or not page.events:
             self._more = False
             return
-        self.listed = False
         # What the next page may begin in stays: mergers go back behind what they cut off.
         kept = run[max(0, self._end - self._limit) :]
         self._hold(kept + page.events, self._end - (len(run) - len(kept)), more=page.has_more)
