@@ -117,12 +117,13 @@ class Density:
         """Return what to fetch while the reader is busy with its page, or None: enough is there.
 
         Args:
-            early: fetch also if half of what is read at a time is still there beside the next page.
+            early: fetch also if half of what is read at a time is still there beside the next page;
+                else a quarter, which lasts until the answer is here.
         """
         run = self._run
         if not self._more or not self._following or not run or self.fetching is not None:
             return None
-        enough = self._limit + (self._chunk(self._limit) // 2 if early else 0)
+        enough = self._limit + self._chunk(self._limit) // (2 if early else 4)
         if len(run) - self._end > enough:
             return None
         chunk = self._chunk(self._limit)
