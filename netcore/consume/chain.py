@@ -8,7 +8,7 @@ from typing import Any
 
 from netcore.consume.cursor import NO_KEY, Cursor, Entry
 from netcore.consume.reader import Call, Reader, describe
-from netcore.contracts.adapter import Stream
+from netcore.contracts.adapter import ReadRequest, ShardPage, Stream
 from netcore.errors import AdapterError, CursorError, TransientAdapterError
 
 __all__ = ["Chains"]
@@ -57,6 +57,24 @@ class Chains:
             position = answer if isinstance(start, int) else answer[start == "tail"]
             entries[stream] = (position, NO_KEY)
         return Cursor(self._adapter.identity(), start, since, entries)
+
+    async def look(
+        self, openings: Sequence[ReadRequest]
+    ) -> tuple[object, list[Stream], dict[Stream, ShardPage | Exception]]:
+        """Take a snapshot and list the streams; with `openings`, read those in the same call.
+
+        What is read then was stored before the list was made, so that no event goes out whose cause
+        is in a stream that nobody had heard of.
+
+        Raises:
+            AdapterError: it failed, or hung now or before.
+            CursorError: a position is none of this store.
+        """
+        if not openings:
+            snapshot, streams = await self._reader.listing()
+            return snapshot, streams, {}
+        pages, streams = await self._reader.read_listed(openings)
+        return None, streams, {asked.stream: page for asked, page in zip(openings, pages, strict=True)}
 
     async def follow(
         self, cursor: Cursor, streams: Sequence[Stream]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import compress, count, islice
 from math import isqrt
@@ -16,7 +16,7 @@ from netcore.consume.reader import Reader
 from netcore.contracts.adapter import ReadRequest, ShardPage, Stream
 from netcore.events import StoredEvent
 
-__all__ = ["Collector", "scan_budget"]
+__all__ = ["Collector", "opening", "scan_budget"]
 
 _raw_of: Final = operator.attrgetter("raw")
 _MIN_SCAN: Final = 10_000
@@ -31,6 +31,11 @@ def scan_budget(limit: int) -> int:
     return max(_MIN_SCAN, _SCAN_FACTOR * limit)
 
 
+def opening(limit: int, streams: int, *, filtered: bool) -> int:
+    """Return how much a causal page reads of each stream to begin with."""
+    return _quota(max(limit, _FIRST_CHUNK) if filtered else limit, streams)
+
+
 class Collector:
     """Collects one page.
 
@@ -43,10 +48,12 @@ class Collector:
         snapshot: for every read of this page.
         match: decides on a payload, or None: everything goes out.
         rest: called now and then while scanning, lets other tasks run.
+        primed: pages that were read already, right behind the cursor.
     """
 
     __slots__ = (
-        "_budget", "_chunk", "_floor", "_limit", "_match", "_merged", "_reader", "_rest", "_snapshot",
+        "_budget", "_chunk", "_floor", "_limit", "_match", "_merged", "_primed", "_reader", "_rest",
+        "_snapshot",
         "cut", "events", "exhausted", "runs", "turn",
     )  # fmt: skip
 
@@ -61,12 +68,14 @@ class Collector:
         snapshot: object,
         match: Callable[[bytes], bool] | None,
         rest: Callable[[], Any],
+        primed: Mapping[Stream, ShardPage | Exception] | None = None,
     ) -> None:
         self._reader = reader
         self._chunk = _FIRST_CHUNK
         self._limit = limit
         self._snapshot = snapshot
         self._match = match
+        self._primed = primed or {}
         self._rest = rest
         self._floor = cursor.start if isinstance(cursor.start, int) else None
         self._budget = scan_budget(limit)
@@ -224,8 +233,13 @@ class Collector:
 
     async def _fetch(self, runs: Sequence[Run], limit: int) -> None:
         """Read a page for each run; one that cannot be read takes no further part."""
-        requests = [ReadRequest(run.stream, run.seen, limit) for run in runs]
-        for run, page in zip(runs, await self._reader.read(requests, self._snapshot), strict=True):
+        pages, self._primed = dict(self._primed), {}
+        requests = [ReadRequest(run.stream, run.seen, limit) for run in runs if run.stream not in pages]
+        if requests:
+            answers = await self._reader.read(requests, self._snapshot)
+            pages |= {asked.stream: page for asked, page in zip(requests, answers, strict=True)}
+        for run in runs:
+            page = pages[run.stream]
             if isinstance(page, ShardPage):
                 run.feed(page, self._floor)
             else:
@@ -256,5 +270,5 @@ def _quota(missing: int, streams: int) -> int:
     Its even share and two and a half standard deviations of a random one, so that one round of
     reads mostly suffices and little is read in vain.
     """
-    share = -(-missing // streams)
+    share = -(-missing // max(1, streams))
     return min(missing, share + (5 * isqrt(share) + 1) // 2) or 1

@@ -17,12 +17,12 @@ from typing import Any, Final, Protocol
 from netcore.consume.chain import Chains
 from netcore.consume.cursor import Cursor, decode_cursor
 from netcore.consume.merger import Cut, ts_of
-from netcore.consume.pages import Collector
+from netcore.consume.pages import Collector, opening
 from netcore.consume.reader import Reader, describe
 from netcore.consume.request import ConsumeRequest, ConsumeResponse
 from netcore.consume.subscription import Subscription
 from netcore.consume.waiting import Patience, Waiting
-from netcore.contracts.adapter import Adapter, Stream
+from netcore.contracts.adapter import Adapter, ReadRequest, Stream
 from netcore.contracts.filters import EventFilter, Matcher
 from netcore.errors import AdapterError, ConfigError, TransientAdapterError
 from netcore.events import StoredEvent
@@ -120,7 +120,7 @@ class _Attempt:
             seen.update((run.stream, run.seen) for run in self.collector.runs if run.failed is None)
         return seen
 
-    def response(self, undecodable: int, shards: frozenset[int] | None) -> ConsumeResponse:
+    def response(self, undecodable: int, shards: Sequence[int] | None) -> ConsumeResponse:
         collector = self.collector
         runs = () if collector is None else collector.runs
         failed: dict[int, str] = {}
@@ -194,8 +194,7 @@ class Poller:
             ConfigError: `wait` is no such number, or a shard of `request.shards` does not exist.
             CursorError: the cursor, or a position in it, is none of this store.
             FilterError: the filter is malformed.
-            AdapterError: a first poll could not pin every stream; or nothing can be listed, and
-                no shard is known that `failed_shards` could name.
+            AdapterError: a first poll could not pin every stream, or none can be listed or is known.
         """
         response, _ = await self.page(request, wait)
         return response
@@ -228,8 +227,7 @@ class Poller:
         await self._waiting.breathe()
         if attempt.failed and not attempt.events:
             self._waiting.check_open()
-        shards = None if request.shards is None else frozenset(request.shards)
-        response = attempt.response(matching.undecodable, shards)
+        response = attempt.response(matching.undecodable, request.shards)
         self._remember(chain)
         self._learn(response.events, rising=attempt.rising)
         return response, base
@@ -290,7 +288,7 @@ class Poller:
             attempt.watermark, attempt.lagging = self._view.watermark()
         cut = self._cut(attempt.watermark, request.settle_ms)
         try:
-            snapshot, streams = await self._reader.listing()
+            snapshot, streams, primed = await self._chains.look(self._openings(request, chain))
         except AdapterError as error:
             self._all_failed(attempt, request, error)
             return attempt
@@ -318,6 +316,7 @@ class Poller:
             snapshot=snapshot,
             match=matching.match,
             rest=self._runtime.checkpoint,
+            primed=primed,
         )
         await (collector.causal() if causal else collector.sharded())
         for run in collector.runs:
@@ -325,6 +324,14 @@ class Poller:
                 attempt.failed[run.stream] = describe(run.failed)
         attempt.chain = chain.moved({run.stream: run.entry for run in collector.runs}, collector.turn)
         return attempt
+
+    def _openings(self, request: ConsumeRequest, chain: Cursor) -> list[ReadRequest]:
+        """Return the reads that may be made while listing. With `settle_ms` none: the list must be new."""
+        if request.ordering != "causal" or request.settle_ms or not self._reader.lists_with_reads:
+            return []
+        known = [stream for stream in chain.entries if _wanted(request, stream)]
+        quota = opening(request.limit, len(known), filtered=request.filter is not None)
+        return [ReadRequest(stream, chain.entries[stream][0], quota) for stream in known]
 
     def _cut(self, watermark: int | None, settle_ms: float) -> Cut:
         ceiling = watermark

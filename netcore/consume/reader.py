@@ -71,7 +71,11 @@ class Reader:
         self._runtime = runtime
         self._timeout = timeout_s
         self._inline = adapter.capabilities.inline
-        self._many = _prefers_many(type(adapter))
+        self._many = _prefers(type(adapter), "read_many", {"read"})
+        self._listed = (
+            _prefers(type(adapter), "read_listed", {"streams", "read", "read_many"})
+            and type(adapter).snapshot is Adapter.snapshot
+        )
         self._alone_until = 0.0
         self._suspects: dict[Stream | str, _Suspect] = {}
         self._strays: set[Task] = set()
@@ -149,6 +153,45 @@ class Reader:
             raise TransientAdapterError(describe(answer)) from answer
         snapshot, streams = answer
         return snapshot, streams
+
+    @property
+    def lists_with_reads(self) -> bool:
+        """Whether `read_listed` may be used now."""
+        return self._listed and self._runtime.now() >= self._alone_until and not self._suspects
+
+    async def read_listed(
+        self, requests: Sequence[ReadRequest]
+    ) -> tuple[list[ShardPage | Exception], list[Stream]]:
+        """Read streams, and list all, in one call.
+
+        Raises:
+            AdapterError: it failed as a whole. If it hung, streams are listed and read one by one for a
+                while, which tells which of them hangs.
+            CursorError: a position is none of this store.
+        """
+        half = self._timeout if self._inline else self._timeout / 2
+        (answer,) = await self.gather([partial(self.adapter.read_listed, requests)], half)
+        if isinstance(answer, HungError):
+            self._alone_until = self._runtime.now() + _ALONE_FACTOR * self._timeout
+        if isinstance(answer, AdapterError | CursorError):
+            raise answer
+        if isinstance(answer, Exception):
+            _log.warning("reading the streams of %s failed", self.adapter.kind, exc_info=answer)
+            raise TransientAdapterError(describe(answer)) from answer
+        try:
+            pages, streams = answer
+            sound = isinstance(pages, list) and len(pages) == len(requests)
+        except (TypeError, ValueError):
+            sound = False
+        if not sound:
+            raise TransientAdapterError(
+                f"{self.adapter.kind}: read_listed must return {len(requests)} pages and a list of streams, "
+                f"not {answer!r:.80}"
+            )
+        for page in pages:
+            if isinstance(page, CursorError):
+                raise page
+        return [_checked(page, self.adapter.kind) for page in pages], list(streams)
 
     async def _listing(self) -> tuple[object, list[Stream]]:
         snapshot = await self.adapter.snapshot()
@@ -310,11 +353,11 @@ def _checked(page: Any, kind: str) -> Any:
     return TransientAdapterError(f"{kind}: read must return a ShardPage, not {page!r:.80}")
 
 
-def _prefers_many(cls: type[Adapter[Any]]) -> bool:
-    """Tell whether `read_many` is defined in a more derived class than `read`, or in the same."""
+def _prefers(cls: type[Adapter[Any]], name: str, others: set[str]) -> bool:
+    """Tell whether a call is defined in a more derived class than those it is made of, or in the same."""
     for base in cls.__mro__:
-        if "read_many" in vars(base):
+        if name in vars(base):
             return base is not Adapter
-        if "read" in vars(base):
+        if others & vars(base).keys():
             return False
     return False

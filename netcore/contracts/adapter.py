@@ -268,6 +268,22 @@ class Adapter(ABC, Generic[ConfigT]):
                 pages.append(error)
         return pages
 
+    async def read_listed(
+        self, requests: Sequence[ReadRequest]
+    ) -> tuple[list[ShardPage | Exception], list[Stream]]:
+        """Read several streams as `read_many` does, and list all as `streams` does, in one call.
+
+        The list must be as new as the pages: it names every stream that held data when the newest
+        of the events returned was read. So a page of events that were read ahead may come with a
+        list made right after that, and both may be answered without asking a backend at all.
+
+        Override it where that saves a round trip a poll. The bus uses it only on classes that do,
+        where neither a more derived class defines `streams`, `read` or `read_many` nor any defines
+        `snapshot`. The default calls `read_many`, then `streams`.
+        """
+        pages = await self.read_many(requests)
+        return pages, await self.streams()
+
     async def seek(self, stream: Stream, ts: int) -> str | None:
         """Return a position such that every event with a timestamp >= `ts` lies after it.
 

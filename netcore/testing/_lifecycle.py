@@ -92,6 +92,7 @@ class LifecycleClauses(ContractBase):
             "streams": adapter.streams,
             "read": lambda: adapter.read(Stream(0), None, 5),
             "read_many": lambda: adapter.read_many([ReadRequest(Stream(0), None, 5)]),
+            "read_listed": lambda: adapter.read_listed([ReadRequest(Stream(0), None, 5)]),
             "bounds": lambda: adapter.bounds(Stream(0)),
             "snapshot": adapter.snapshot,
             "seek": lambda: adapter.seek(Stream(0), 10**18),

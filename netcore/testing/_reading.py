@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from netcore.contracts.adapter import Gap, ReadRequest, ShardPage, Stream
+from netcore.contracts.adapter import Adapter, Gap, ReadRequest, ShardPage, Stream
 from netcore.errors import CursorError
 from netcore.testing._base import AnyAdapter, ContractBase, OpenAdapter, Writer, drain, payloads, raws
 
@@ -139,6 +139,35 @@ class ReadingClauses(ContractBase):
                 single.position,
                 single.has_more,
             )
+
+    async def test_read_listed_is_read_many_and_streams(self, adapter: AnyAdapter) -> None:
+        """Pages equal those of `read_many`; the list names every stream there is, read or not."""
+        if type(adapter).read_listed is Adapter.read_listed:
+            pytest.skip("the adapter has no `read_listed` of its own")
+        for shard in (0, 1):
+            await Writer(adapter, shard=shard).write(payloads(9, prefix=f"s{shard}"))
+        after: str | None = None
+        for turn in range(4):  # readers that go on where they stopped may be served from memory
+            await Writer(adapter, shard=5 + turn).write(payloads(1))
+            requests = [ReadRequest(Stream(0), after, 2), ReadRequest(Stream(1), None, 2)]
+            pages, streams = await adapter.read_listed(requests)
+            many = await adapter.read_many(requests)
+            assert len(pages) == len(many) == 2
+            for page, other in zip(pages, many, strict=True):
+                assert isinstance(page, ShardPage)
+                assert isinstance(other, ShardPage)
+                assert (page.events, page.position) == (other.events, other.position)
+            first = pages[0]
+            assert isinstance(first, ShardPage)
+            assert raws(first.events) == payloads(9, prefix="s0")[2 * turn : 2 * turn + 2]
+            after = first.position
+            assert {Stream(0), Stream(1)} <= set(streams)
+        pages, streams = await adapter.read_listed([ReadRequest(Stream(0), after, 9)])
+        last = pages[0]
+        assert isinstance(last, ShardPage)
+        assert (raws(last.events), last.has_more) == (payloads(9, prefix="s0")[8:], False)
+        # A page that ends the stream is new, so the list is.
+        assert {Stream(shard) for shard in (0, 1, 5, 6, 7, 8)} <= set(streams)
 
     async def test_bounds_are_the_ends_of_the_stream(self, adapter: AnyAdapter) -> None:
         """After `earliest` everything is read; after `tail` what is stored next; empty: equal."""

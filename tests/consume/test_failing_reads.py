@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import anyio
 import pytest
 from consume_lab import AsyncStore, Lab, Store, lab
 
 from netcore.consume.reader import MAX_AT_ONCE
-from netcore.contracts.adapter import Capabilities, ReadRequest, ShardPage, Stream
+from netcore.contracts.adapter import Adapter, Capabilities, ReadRequest, ShardPage, Stream
 from netcore.errors import AdapterError, CursorError, TransientAdapterError
 
 pytestmark = pytest.mark.anyio
@@ -252,6 +252,145 @@ async def test_read_many_with_a_cursor_error_raises_it(anyio_backend: str) -> No
     store.put(0, 1)
     store.answer = [CursorError("no position")]
     async with lab(store) as bench:
+        with pytest.raises(CursorError, match="no position"):
+            await bench.poll()
+
+
+class Listed(Together):
+    """Lists in the call that reads; takes no snapshots."""
+
+    snapshot = Adapter.snapshot
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.between: Callable[[], None] = lambda: None
+        self.listed: list[list[Stream]] = []
+        self.reply: object = None
+
+    async def read_listed(
+        self, requests: Sequence[ReadRequest]
+    ) -> tuple[list[ShardPage | Exception], list[Stream]]:
+        self.listed.append([request.stream for request in requests])
+        await self._fault("listed")
+        if self.reply is not None:
+            return self.reply  # type: ignore[return-value]
+        pages = await self.read_many(requests)
+        self.between()  # what is stored between the reads and the list
+        return pages, await self.streams()
+
+
+class ListedBelow(Listed):
+    """Overrides a call that `read_listed` is made of."""
+
+    async def streams(self) -> list[Stream]:
+        return await super().streams()
+
+
+class ListedWithSnapshots(Listed):
+    """Takes snapshots, which a page needs before it reads."""
+
+    async def snapshot(self) -> object:
+        return None
+
+
+async def test_read_listed_reads_what_the_chain_knows_in_one_call(anyio_backend: str) -> None:
+    """The first poll pins; from then on one call does; a stream that it lists anew is read at once."""
+    store = Listed()
+    store.put(0, 1, 4)
+    async with lab(store) as bench:
+        page = await bench.poll(limit=1)
+        assert (store.listed, store.rounds) == ([[Stream(0)]], [1])  # the first poll listed to pin
+        store.put(1, 2, 3)
+        page = await bench.poll(limit=3, cursor=page.cursor)
+        assert [event.ts for event in page.events] == [2, 3, 4]
+        assert store.listed == [[Stream(0)]] * 2
+        assert store.rounds == [1, 1, 1]
+        assert not page.has_more
+
+
+async def test_read_listed_stream_that_appears_behind_the_reads_is_in_the_page(anyio_backend: str) -> None:
+    """A cause that is listed only now never comes after its effect."""
+    store = Listed()
+    store.put(0, 10)
+    async with lab(store) as bench:
+        page = await bench.poll()
+        store.put(0, 30)
+        store.between = lambda: store.put(7, 20)
+        page = await bench.poll(cursor=page.cursor)
+        assert [event.ts for event in page.events] == [20, 30]
+
+
+@pytest.mark.parametrize("make", [ListedBelow, ListedWithSnapshots])
+async def test_read_listed_is_not_used_beside_newer_calls_or_snapshots(
+    anyio_backend: str, make: type[Listed]
+) -> None:
+    """Whoever overrides `streams` or `snapshot` wants them called."""
+    store = make()
+    store.put(0, 1)
+    async with lab(store) as bench:
+        page = await bench.poll()
+        assert [event.ts for event in page.events] == [1]
+        assert store.listed == []
+
+
+async def test_read_listed_is_not_used_for_settled_or_sharded_polls(anyio_backend: str) -> None:
+    """The one needs a list as new as the poll, the other reads no stream before its turn."""
+    store = Listed()
+    store.put(0, 1)
+    async with lab(store) as bench:
+        page = await bench.poll(settle_ms=1.0)
+        page = await bench.poll(cursor=page.cursor, ordering="shard")
+        assert page.failed_shards == {}
+        assert store.listed == []
+
+
+async def test_read_listed_that_hangs_fails_one_poll_and_is_avoided_for_a_while(anyio_backend: str) -> None:
+    """Half the time-out; then listing and reading apart tell what is wrong, here nothing."""
+    store = Listed()
+    store.put(0, 1)
+    async with lab(store, timeout_s=TIMEOUT_S) as bench:
+        store.faults["listed"] = anyio.sleep_forever
+        with anyio.fail_after(TIMEOUT_S + 1):
+            page = await bench.poll()
+        assert (page.events, set(page.failed_shards)) == ([], {0})
+        page = await bench.poll(cursor=page.cursor)
+        assert [event.ts for event in page.events] == [1]
+        assert len(store.listed) == 1
+
+
+async def test_read_listed_that_raises_names_every_shard(anyio_backend: str) -> None:
+    """As a failing list does."""
+    store = Listed()
+    store.put(0, 1)
+    store.put(1, 2)
+    async with lab(store) as bench:
+        store.faults["listed"] = away
+        page = await bench.poll()
+        assert (page.events, page.failed_shards) == ([], {0: "away", 1: "away"})
+        store.faults.clear()
+        page = await bench.poll(cursor=page.cursor)
+        assert [event.ts for event in page.events] == [1, 2]
+
+
+@pytest.mark.parametrize("reply", [([], []), ("pages", []), 5, ([7], []), ([None], [Stream(0)])])
+async def test_read_listed_that_returns_nonsense_is_a_failing_read(anyio_backend: str, reply: object) -> None:
+    """A broken adapter is named, and breaks no poll."""
+    store = Listed()
+    store.put(0, 1)
+    async with lab(store) as bench:
+        store.reply = reply
+        page = await bench.poll()
+        assert page.events == []
+        if reply != ([7], []):  # lists nothing, so nothing is read
+            assert "must return" in page.failed_shards[0]
+
+
+async def test_read_listed_with_a_cursor_error_raises_it(anyio_backend: str) -> None:
+    """A position that is none is the caller's to know, wherever it is found."""
+    store = Listed()
+    store.put(0, 1)
+    async with lab(store) as bench:
+        store.reply = ([CursorError("no position")], [Stream(0)])
         with pytest.raises(CursorError, match="no position"):
             await bench.poll()
 

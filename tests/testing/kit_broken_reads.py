@@ -195,6 +195,28 @@ class AnswersReadManyByShard(StoreAdapter):
         return await super().read_many(sorted(requests, key=lambda r: r.stream.shard), snapshot)
 
 
+class ListsWhatItReadOnly(StoreAdapter):
+    """`read_listed` names the streams that were asked for."""
+
+    fails = clauses("read_listed_is_read_many_and_streams")
+
+    async def read_listed(
+        self, requests: Sequence[ReadRequest]
+    ) -> tuple[list[ShardPage | Exception], list[Stream]]:
+        return await self.read_many(requests), [request.stream for request in requests]
+
+
+class ReadsMoreWhenListing(StoreAdapter):
+    """Pages of `read_listed` are longer than asked for."""
+
+    fails = clauses("read_listed_is_read_many_and_streams")
+
+    async def read_listed(
+        self, requests: Sequence[ReadRequest]
+    ) -> tuple[list[ShardPage | Exception], list[Stream]]:
+        return await super().read_listed([ReadRequest(r.stream, r.after, r.limit + 1) for r in requests])
+
+
 class TailLagsBehind(StoreAdapter):
     """Its tail is one event early."""
 

@@ -17,6 +17,7 @@ from netcore.contracts.adapter import (
     Capabilities,
     Gap,
     Health,
+    ReadRequest,
     ShardPage,
     Stream,
 )
@@ -219,3 +220,12 @@ class Suspending(StoreAdapter):
 def clauses(*names: str) -> frozenset[str]:
     """Name clauses without their common prefix."""
     return frozenset(f"test_{name}" for name in names)
+
+
+class ListsWhileReading(StoreAdapter):
+    """A correct one: answers reads and the list in one call."""
+
+    async def read_listed(
+        self, requests: Sequence[ReadRequest]
+    ) -> tuple[list[ShardPage | Exception], list[Stream]]:
+        return await self.read_many(requests), await self.streams()

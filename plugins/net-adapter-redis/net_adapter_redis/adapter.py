@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from net_adapter_redis.config import RedisConfig
@@ -26,6 +27,7 @@ from netcore import (
 )
 
 if TYPE_CHECKING:
+    from net_adapter_redis.ahead import ReadAhead
     from net_adapter_redis.density import Density
     from net_adapter_redis.links import Link
     from net_adapter_redis.reading import Scan, StreamState
@@ -61,6 +63,7 @@ class RedisAdapter(Adapter[RedisConfig]):
         self._writer: Writer
         self._registry: Registry
         self._waiter: Waiter
+        self._ahead: ReadAhead
         self._densities: dict[int, Density] = {}
         self._may_keep = [float(64 << 20)]
         self._closed = False
@@ -80,6 +83,7 @@ class RedisAdapter(Adapter[RedisConfig]):
             ConfigError: the TLS settings can't be used.
         """
         _require_asyncio()
+        from net_adapter_redis.ahead import ReadAhead
         from net_adapter_redis.network import Network
         from net_adapter_redis.opening import check_server
         from net_adapter_redis.registry import Registry
@@ -93,6 +97,7 @@ class RedisAdapter(Adapter[RedisConfig]):
         self._registry = Registry(session)
         self._waiter = Waiter(session, self._registry)
         self._writer = Writer(session, self._registry)
+        self._ahead = ReadAhead(session, self._registry, partial(self._scan, ahead=True))
         try:
             await check_server(session, timeout)
             await self._writer.load()
@@ -126,28 +131,38 @@ class RedisAdapter(Adapter[RedisConfig]):
         self, requests: Sequence[ReadRequest], snapshot: object = None
     ) -> list[ShardPage | Exception]:
         """Read several streams in one round trip; see `Adapter.read_many`."""
+        return await self._read(requests, listing=False)
+
+    async def read_listed(
+        self, requests: Sequence[ReadRequest]
+    ) -> tuple[list[ShardPage | Exception], list[Stream]]:
+        """Read, and list the streams, in one round trip or none; see `Adapter.read_listed`."""
+        session = self._open_session()
+        pages = await self._read(requests, listing=not session.config.cluster)
+        if session.config.cluster:
+            await self._registry.refresh()
+        return pages, [Stream(shard) for shard in sorted(self._registry.known)]
+
+    async def _read(self, requests: Sequence[ReadRequest], *, listing: bool) -> list[ShardPage | Exception]:
         session = self._open_session()
         await session.network.heal()
+        densities = [self._density(request.stream) for request in requests]
         results: list[ShardPage | Exception | None] = [None] * len(requests)
         scans: dict[int, Scan] = {}
-        for index, request in enumerate(requests):
-            density = self._densities.get(request.stream.shard)
-            if density is not None and request.after is not None:
-                results[index] = density.ahead(request.after, request.limit)
-            if results[index] is None:
-                try:
-                    scans[index] = self._scan(request)
-                except CursorError as error:
-                    results[index] = error
-        pending = {index: scan for index, scan in scans.items() if not scan.done}
-        while pending:
-            by_link: dict[int, tuple[Link, list[int]]] = {}
-            for index, scan in pending.items():
-                link = session.network.reader(scan.stream)
-                by_link.setdefault(id(link), (link, []))[1].append(index)
-            rounds = (self._round(link, indices, scans, results) for link, indices in by_link.values())
-            await asyncio.gather(*rounds)
-            pending = {i: scan for i, scan in pending.items() if results[i] is None and not scan.done}
+        coming = self._begin(requests, range(len(requests)), results, scans, patient=True)
+        while True:
+            pending = {i: scan for i, scan in scans.items() if results[i] is None and not scan.done}
+            trips = self._trips(pending, results, listing=listing)
+            if coming:
+                trips.append(asyncio.wait(set(coming.values())))
+            if not trips:
+                break
+            await (asyncio.gather(*trips) if len(trips) > 1 else trips[0])
+            coming = self._begin(requests, list(coming), results, scans, patient=False)
+        if listing:
+            await self._registry.complete()
+            if not all(density.listed for density in densities):
+                await self._registry.refresh()
         pages: list[ShardPage | Exception] = []
         for index, result in enumerate(results):
             page = scans[index].page() if result is None else result
@@ -157,43 +172,87 @@ class RedisAdapter(Adapter[RedisConfig]):
             pages.append(page)
         if pages and all(isinstance(page, AdapterError) for page in pages):
             raise next(page for page in pages if isinstance(page, AdapterError))
+        self._ahead.go_on(densities, listing=listing)
         return pages
 
-    def _scan(self, request: ReadRequest) -> Scan:
+    def _begin(
+        self,
+        requests: Sequence[ReadRequest],
+        which: Iterable[int],
+        results: list[ShardPage | Exception | None],
+        scans: dict[int, Scan],
+        *,
+        patient: bool,
+    ) -> dict[int, asyncio.Task[None]]:
+        """Take the pages that were read ahead; make scans for the others.
+
+        Returns:
+            What is to be waited for first, where the page wanted is on its way already.
+        """
+        coming: dict[int, asyncio.Task[None]] = {}
+        for index in which:
+            request = requests[index]
+            density = self._density(request.stream)
+            if request.after is not None:
+                results[index] = density.ahead(request.after, request.limit)
+            if results[index] is not None:
+                continue
+            if patient and density.fetching is not None and density.follows(request.after):
+                coming[index] = density.fetching
+                continue
+            try:
+                scans[index] = self._scan(request)
+            except CursorError as error:
+                results[index] = error
+        return coming
+
+    def _trips(
+        self, pending: Mapping[int, Scan], results: list[ShardPage | Exception | None], *, listing: bool
+    ) -> list[Coroutine[Any, Any, Any]]:
+        """Return a round trip a server."""
+        by_link: dict[int, tuple[Link, dict[int, Scan]]] = {}
+        for index, scan in pending.items():
+            link = self._open_session().network.reader(scan.stream)
+            by_link.setdefault(id(link), (link, {}))[1][index] = scan
+        return [self._round(link, scans, results, listing) for link, scans in by_link.values()]
+
+    def _density(self, stream: Stream) -> Density:
         from net_adapter_redis.density import Density
+
+        density = self._densities.get(stream.shard)
+        if density is None:
+            density = self._densities[stream.shard] = Density(stream, self._may_keep)
+        return density
+
+    def _scan(self, request: ReadRequest, *, ahead: bool = False) -> Scan:
         from net_adapter_redis.reading import Scan
 
         session, shard = self._open_session(), request.stream.shard
-        density = self._densities.get(shard)
-        if density is None:
-            density = self._densities[shard] = Density(self._may_keep)
+        density = self._density(request.stream)
         after = None if request.after is None else Position.parse(request.after)
-        return Scan(request, after, session.keys.stream(shard), session.keys.meta(shard), density)
+        stream, meta = session.keys.stream(shard), session.keys.meta(shard)
+        return Scan(request, after, stream, meta, density, ahead=ahead)
 
     async def _round(
-        self,
-        link: Link,
-        indices: list[int],
-        scans: dict[int, Scan],
-        results: list[ShardPage | Exception | None],
+        self, link: Link, scans: dict[int, Scan], results: list[ShardPage | Exception | None], listing: bool
     ) -> None:
         """Make one round trip for the scans that this link serves."""
-        from net_adapter_redis.reading import Intake
+        from net_adapter_redis.trips import Trip
 
         session = self._open_session()
-        parts = [scans[index].command() for index in indices]
-        intake = Intake([(scans[index], count) for index, (_, count) in zip(indices, parts, strict=True)])
-        data, total = b"".join(data for data, _ in parts), sum(count for _, count in parts)
+        trip = Trip(list(scans.values()), self._registry if listing else None)
         failure: AdapterError | None = None
         try:
-            await session.ask(link, data, total, "read", sink=intake)
+            await session.ask(link, trip.data, trip.replies, "read", sink=trip)
         except AdapterError as error:
             failure = error
-        for at, index in enumerate(indices):
-            if at >= len(intake.outcomes):
+        for at, (index, scan) in enumerate(scans.items()):
+            if at >= len(trip.outcomes):
                 results[index] = failure
-            elif (wrong := intake.outcomes[at]) is not None:
-                results[index] = self._read_failure(wrong, scans[index], link)
+            elif (wrong := trip.outcomes[at]) is not None:
+                results[index] = self._read_failure(wrong, scan, link)
+        if len(trip.outcomes) > len(scans) and (wrong := trip.outcomes[-1]) is not None:
+            raise wrong
 
     def _read_failure(self, error: Exception, scan: Scan, link: Link) -> AdapterError:
         from net_adapter_redis.failures import moved_to
@@ -298,6 +357,7 @@ class RedisAdapter(Adapter[RedisConfig]):
         """Close all connections; calls under way raise `AdapterClosedError`."""
         self._closed = True
         if self._session is not None:
+            await self._ahead.close()
             await self._session.network.close()
 
     def _open_session(self) -> Session:

@@ -16,6 +16,7 @@ from typing import Any, Final
 from redis import exceptions as redis_errors
 from redis.asyncio.connection import AbstractConnection
 
+from net_adapter_redis.inlet import Inlet, transport_of
 from netcore import AdapterClosedError
 
 __all__ = ["Link"]
@@ -73,7 +74,7 @@ class Link:
         self._opened = opened
         self._connection: AbstractConnection | None = None
         self._connecting: asyncio.Task[AbstractConnection] | None = None
-        self._reader: asyncio.Task[None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
         self._requests: deque[_Request] = deque()
         self._closed = False
 
@@ -136,22 +137,22 @@ class Link:
     async def close(self) -> None:
         """Close the connection; calls under way and later ones raise `AdapterClosedError`."""
         self._closed = True
-        connection, reader, connecting = self._connection, self._reader, self._connecting
+        connection, keeper, connecting = self._connection, self._keeper, self._connecting
         self._fail(AdapterClosedError("the redis adapter was closed"))
         self._connection = None
         if connecting is not None:
             connecting.cancel()
         if connection is not None:
-            transport = _transport(connection)
+            transport = transport_of(connection)
             try:
                 async with asyncio.timeout(_CLOSE_S):
                     await connection.disconnect()
             except (redis_errors.RedisError, OSError):
                 if transport is not None:
                     transport.abort()
-        if reader is not None and not reader.done():
-            reader.cancel()
-        ending = [task for task in (connecting, reader) if task is not None]
+        if keeper is not None and not keeper.done():
+            keeper.cancel()
+        ending = [task for task in (connecting, keeper) if task is not None]
         if ending:
             await asyncio.wait(ending, timeout=_CLOSE_S)
 
@@ -171,19 +172,17 @@ class Link:
             task.exception()  # whoever asked may be gone
 
     async def _dial(self) -> AbstractConnection:
-        if self._reader is not None:  # of the connection before; it ends by itself
-            await asyncio.wait([self._reader])
+        if self._keeper is not None:  # of the connection before; it ends by itself
+            await asyncio.wait([self._keeper])
         connection = self._make()
         try:
             async with asyncio.timeout(self._timeout):
                 await connection.connect()  # type: ignore[no-untyped-call]
-        except TimeoutError as error:
-            await connection.disconnect(nowait=True)
-            raise redis_errors.TimeoutError(f"no connection within {self._timeout:g} s") from error
+            inlet = Inlet(connection, self._take)
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        if (transport := _transport(connection)) is not None:
+        if (transport := transport_of(connection)) is not None:
             # A cancelled send would cost the connection: let sends not suspend.
             transport.set_write_buffer_limits(high=_WRITE_LIMIT)
         self.connects += 1
@@ -191,26 +190,24 @@ class Link:
             self._opened()
         self._connection = connection
         loop = asyncio.get_running_loop()
-        self._reader = loop.create_task(self._read(connection), name="netcore-redis-read")
+        self._keeper = loop.create_task(self._keep(connection, inlet), name="netcore-redis-connection")
         return connection
 
-    async def _read(self, connection: AbstractConnection) -> None:
+    def _take(self, reply: Any) -> None:
+        """Hand a reply to whoever is first in the queue."""
         requests = self._requests
+        if not requests:
+            raise redis_errors.ConnectionError("a reply that nobody asked for")
+        request = requests[0]
+        if request.take(reply):
+            requests.popleft()
+            if not request.future.done():
+                request.future.set_result(request.replies)
+
+    async def _keep(self, connection: AbstractConnection, inlet: Inlet) -> None:
+        """Wait for a connection's end, and clear up."""
         try:
-            while True:
-                try:
-                    reply = await connection.read_response(disable_decoding=True)
-                except redis_errors.ResponseError as error:
-                    reply = error
-                request = requests[0]
-                if request.take(reply):
-                    requests.popleft()
-                    if not request.future.done():
-                        request.future.set_result(request.replies)
-        except IndexError:
-            self._lost(connection, redis_errors.ConnectionError("a reply that nobody asked for"))
-        except (redis_errors.RedisError, OSError) as error:
-            self._lost(connection, error)
+            self._lost(connection, await inlet.ended)
         finally:
             self._lost(connection, redis_errors.ConnectionError("the connection was dropped"))
             with contextlib.suppress(redis_errors.RedisError, OSError):
@@ -221,8 +218,8 @@ class Link:
         if self._connection is connection:
             self._connection = None
             self._fail(error)
-            if self._reader is not None and self._reader is not asyncio.current_task():
-                self._reader.cancel()
+            if self._keeper is not None and self._keeper is not asyncio.current_task():
+                self._keeper.cancel()
 
     def _fail(self, error: Exception) -> None:
         while self._requests:
@@ -235,8 +232,3 @@ class Link:
         """Give the connection up, e.g. since a command that blocks is under way on it."""
         if self._connection is not None:
             self._lost(self._connection, redis_errors.ConnectionError("the connection was given up"))
-
-
-def _transport(connection: AbstractConnection) -> asyncio.WriteTransport | None:
-    writer: asyncio.StreamWriter | None = getattr(connection, "_writer", None)
-    return None if writer is None else writer.transport

@@ -17,7 +17,7 @@ from net_adapter_redis.positions import Position, entry_id
 from net_adapter_redis.resp import command
 from netcore import Gap, ReadRequest, ShardPage, StoredEvent
 
-__all__ = ["Intake", "Scan", "StreamState", "look", "state_from"]
+__all__ = ["Scan", "StreamState", "look", "state_from"]
 
 _CHUNK: Final = 256
 
@@ -125,6 +125,7 @@ class Scan:
         stream: key of the stream.
         meta: key of what is known about it.
         density: of this stream.
+        ahead: whether nobody waits for it, so that exactly this much is to be read.
 
     Attributes:
         done: the page is complete.
@@ -134,32 +135,40 @@ class Scan:
         "_after",
         "_asked",
         "_careful",
-        "_density",
         "_events",
         "_gap",
         "_left",
         "_meta",
         "_more",
         "_position",
-        "_rounds", "_stopped",
+        "_rounds",
+        "_stopped",
         "_undecodable",
+        "density",
         "done",
         "request",
         "stream",
     )  # fmt: skip
 
     def __init__(
-        self, request: ReadRequest, after: Position | None, stream: bytes, meta: bytes, density: Density
+        self,
+        request: ReadRequest,
+        after: Position | None,
+        stream: bytes,
+        meta: bytes,
+        density: Density,
+        *,
+        ahead: bool = False,
     ) -> None:
         self.request = request
         self.stream = stream
         self._meta = meta
-        self._density = density
+        self.density = density
         self.done = False
         self._after = after
         self._careful = after is None
         self._position = after
-        self._left = density.window(request.after, request.limit)
+        self._left = request.limit if ahead else density.window(request.after, request.limit)
         self._events: list[StoredEvent] = []
         self._gap: Gap | None = None
         self._more = False
@@ -167,7 +176,7 @@ class Scan:
         self._stopped = False
         self._rounds = 0
         self._asked = 0
-        kept = self._density.kept
+        kept = self.density.kept
         if after is not None and kept and kept[0][0] == after.entry:
             self._take(kept, after, own=True, beyond=True)
             # Short of the limit, the rest is fetched, and that tells whether there is more.
@@ -176,7 +185,7 @@ class Scan:
     def command(self) -> tuple[bytes, int]:
         """Return the commands of the next round trip, and how many replies they get."""
         # One more than needed says whether there is more; the position's own entry comes first.
-        self._asked = self._density.entries_for(self._left) + (1 if self._after is None else 2)
+        self._asked = self.density.entries_for(self._left) + (1 if self._after is None else 2)
         start = "-" if self._after is None else self._after.entry
         read = command("XRANGE", self.stream, start, "+", "COUNT", self._asked)
         if not self._careful:
@@ -203,17 +212,20 @@ class Scan:
         self._take(entries, after, own=True, beyond=len(entries) == self._asked)
 
     def page(self) -> ShardPage:
-        """Return the page, once `done`."""
+        """Return the page that was asked for, once `done`; what was read beyond it is kept."""
+        return self.density.cut(self.whole(), self.request.limit)
+
+    def whole(self) -> ShardPage:
+        """Return all that was read, once `done`."""
         after, position = self.request.after, self._position
         moved = bool(self._events or self._undecodable or self._gap is not None)
-        page = ShardPage(
+        return ShardPage(
             events=self._events,
             position=after if after is not None and not moved else str(position),
             has_more=self._more,
             gap=self._gap,
             undecodable=self._undecodable,
         )
-        return self._density.cut(page, self.request.limit)
 
     def _accept_careful(self, replies: list[Any]) -> None:
         for reply in replies:
@@ -278,8 +290,8 @@ class Scan:
                     if not self._stopped:
                         start, seen = start + 1, seen + 1
         if seen:
-            self._density.learn(entries, held / seen)
-        self._density.keep(entries[max(start - 1, 0) :])
+            self.density.learn(entries, held / seen)
+        self.density.keep(entries[max(start - 1, 0) :])
         self._more = start < len(entries) or self._position.left > 0
         self._after = self._position
         self.done = not self._more or self._left == 0 or self._rounds >= 4 or self._stopped
@@ -315,7 +327,7 @@ class Scan:
         inside = where == before.id
         count = before.count if inside or before.count is None else before.count + 1
         fields = dict(zip(fields[::2], fields[1::2], strict=False))
-        if (blob := fields.get(b"b")) is not None and (batch := self._density.unpack(name, blob)) is not None:
+        if (blob := fields.get(b"b")) is not None and (batch := self.density.unpack(name, blob)) is not None:
             index = before.index if inside else -1
             at = Position(where, index, len(batch.raw), count, before.incarnation)
             self._from_packed(name, batch, at)
@@ -345,35 +357,3 @@ class Scan:
         self._position = Position(
             at.id, index if rest else None, len(batch.raw) if rest else 0, at.count, at.incarnation
         )
-
-
-class Intake:
-    """Hands the replies of one round trip to the scans that asked, as they arrive.
-
-    Args:
-        scans: who asked, and how many replies each gets, in order.
-
-    Attributes:
-        outcomes: None, or what went wrong, for each scan whose replies are complete.
-    """
-
-    __slots__ = ("_replies", "_scans", "outcomes")
-
-    def __init__(self, scans: list[tuple[Scan, int]]) -> None:
-        self._scans = scans
-        self._replies: list[Any] = []
-        self.outcomes: list[Exception | None] = []
-
-    def __call__(self, reply: Any) -> None:
-        """Take one reply."""
-        scan, count = self._scans[len(self.outcomes)]
-        self._replies.append(reply)
-        if len(self._replies) < count:
-            return
-        replies, self._replies = self._replies, []
-        try:
-            scan.accept(replies)
-        except Exception as error:
-            self.outcomes.append(error)
-        else:
-            self.outcomes.append(None)

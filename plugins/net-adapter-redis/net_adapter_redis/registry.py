@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from net_adapter_redis.keys import PROBED
 from net_adapter_redis.positions import entry_id
@@ -18,12 +18,46 @@ from net_adapter_redis.resp import command
 from net_adapter_redis.session import Session
 from netcore import AdapterError
 
-__all__ = ["AHEAD", "Registry"]
+if TYPE_CHECKING:
+    from net_adapter_redis.density import Density
+
+__all__ = ["AHEAD", "Look", "Registry"]
 
 AHEAD: Final = 16
 """Ids behind the highest known one that are looked at every time."""
 _SWEEP_S: Final = 1.0
 _MAX_SHARD: Final = 65_535
+
+
+class Look:
+    """One look at the registry and at likely names, in the round trip of reads.
+
+    Attributes:
+        commands: to send behind the reads.
+        replies: how many there will be.
+    """
+
+    __slots__ = ("_ids", "_registry", "_seen", "commands", "replies")
+
+    def __init__(self, registry: Registry, ids: list[int], commands: bytes, seen: Sequence[Density]) -> None:
+        self._registry = registry
+        self._ids = ids
+        self._seen = seen
+        self.commands = commands
+        self.replies = 2
+
+    def accept(self, replies: list[Any]) -> None:
+        """Take in the replies.
+
+        Raises:
+            AdapterError: the server refused.
+        """
+        [entries, found] = replies
+        certain = self._registry.accept(entries, found, self._ids)
+        for density in self._seen:
+            density.listed = True if certain else None
+        if not certain:
+            self._registry.unsure += self._seen
 
 
 class Registry:
@@ -35,16 +69,21 @@ class Registry:
     Attributes:
         known: their ids; only grows.
         last: id of the registry's newest entry that was read.
+        found: ids of which some exist, to be tried out one by one.
+        unsure: what was read before that was known.
     """
 
-    __slots__ = ("_session", "_swept", "_told", "known", "last")
+    __slots__ = ("_named", "_session", "_swept", "_told", "found", "known", "last", "unsure")
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._swept = -_SWEEP_S
         self._told: set[int] = set()
+        self._named: tuple[list[int], bytes] = ([], b"")  # the names tried out last, as a command
         self.known: set[int] = set()
         self.last = b"0-0"
+        self.found: set[int] = set()
+        self.unsure: list[Density] = []
 
     async def refresh(self) -> None:
         """Learn of shards that came to be; one round trip, two if there are some.
@@ -55,24 +94,65 @@ class Registry:
             AdapterError: the server can't be asked.
         """
         session = self._session
-        ids = self.unknown()
-        data = command("XRANGE", session.keys.registry, self.last, "+")
         link = session.network.reader(session.keys.registry)
-        doing = f"list the streams of {session.keys.registry.decode()}"
         if session.config.cluster:
-            [entries] = await session.ask(link, data, 1, doing)
-            await self._probe(ids, doing)
-        else:
-            data += command("EXISTS", *map(session.keys.stream, ids))
-            entries, found = await session.ask(link, data, 2, doing)
-            if isinstance(found, Exception):
-                raise session.failure(found, doing, link) from found
-            if found:
-                await self._probe(ids, doing)
-        if isinstance(entries, Exception):
-            raise session.failure(entries, doing, link) from entries
+            ids = self.unknown()
+            data = command("XRANGE", session.keys.registry, self.last, "+")
+            [entries] = await session.ask(link, data, 1, self.doing)
+            self.accept(entries, 0, ())
+            await self._probe(ids, self.doing)
+            return
+        look = self.look()
+        look.accept(await session.ask(link, look.commands, look.replies, self.doing))
+        await self.complete()
+
+    def look(self, seen: Sequence[Density] = ()) -> Look:
+        """Return what asks one server for new shards, to go out behind reads.
+
+        Args:
+            seen: what those reads are for: once the answer is here, every stream that there was
+                when they were made is known.
+        """
+        ids = self.unknown()
+        keys = self._session.keys
+        if self._named[0] != ids:
+            self._named = (ids, command("EXISTS", *map(keys.stream, ids)))
+        return Look(self, ids, command("XRANGE", keys.registry, self.last, "+") + self._named[1], seen)
+
+    async def complete(self) -> None:
+        """Find out which of the names tried out it was that exist.
+
+        Raises:
+            AdapterError: the server can't be asked.
+        """
+        if self.found:
+            unsure, self.unsure = self.unsure, []
+            await self._probe(sorted(self.found), self.doing)
+            self.found = set()
+            for density in unsure:
+                if density.listed is None:
+                    density.listed = True
+
+    def accept(self, entries: Any, found: Any, ids: Iterable[int]) -> bool:
+        """Take in the answer to a `look`; tell whether it says all.
+
+        Raises:
+            AdapterError: the server refused.
+        """
+        for reply in (entries, found):
+            if isinstance(reply, Exception):
+                link = self._session.network.reader(self._session.keys.registry)
+                raise self._session.failure(reply, self.doing, link) from reply
         for entry, fields in entries:
             self._take(entry, fields)
+        if found:
+            self.found.update(ids)
+        return not self.found
+
+    @property
+    def doing(self) -> str:
+        """What errors name."""
+        return f"list the streams of {self._session.keys.registry.decode()}"
 
     def unknown(self) -> list[int]:
         """Return the ids to try out now."""
