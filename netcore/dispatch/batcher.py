@@ -98,11 +98,9 @@ class Batcher:
     def _cut(self) -> Columns:
         """Return as much of what is held as fits into one batch."""
         held = self._shard.held
-        if self._max_bytes is None:
+        if self._max_bytes is None or sum(map(len, held.payloads)) <= self._max_bytes:
             return held
         sizes = list(accumulate(map(len, held.payloads)))
-        if sizes[-1] <= self._max_bytes:
-            return held
         return held.part(0, max(1, bisect_right(sizes, self._max_bytes)))
 
     async def _pass_fences(self) -> None:

@@ -65,32 +65,29 @@ _decode_envelope: Final = msgspec.json.Decoder(_Envelope).decode
 
 def encode_events(batch: Batch) -> list[bytes]:
     """Return the arguments (envelope, dedup id) of each event, in wire format, one piece an event."""
-    shard, events = batch.shard, batch.events
+    shard, stamps, payloads = batch.shard, batch.stamps, batch.payloads
     source = b"%b:%d:%d:" % (batch.producer.encode(), shard, batch.first_seq)
-    stamps = [event.ts for event in events]
     usual = min(stamps) >= _EPOCH_FROM and max(stamps) < _EPOCH_FROM * 10
     fixed = len(b'{"r":,"t":,"s":}') + len(str(shard)) + (19 if usual else 0)
     pieces: list[bytes] = []
     low, digits = 0, 1
-    while low < len(events):
+    while low < len(stamps):
         high = 10**digits
-        part = zip(range(low, high), events[low:high], strict=False)
+        part = zip(range(low, high), stamps[low:high], payloads[low:high], strict=False)
         # One formatting call an event: within a decade all dedup ids have one length.
         line = b'$%%d\r\n{"r":%%b,"t":%%d,"s":%d}\r\n$%d\r\n%b%%d\r\n' % (shard, len(source) + digits, source)
         if usual:
-            pieces += [line % (len(event.raw) + fixed, event.raw, event.ts, index) for index, event in part]
+            pieces += [line % (len(raw) + fixed, raw, ts, index) for index, ts, raw in part]
         else:
-            for index, event in part:
-                size = len(event.raw) + fixed + len(str(event.ts))
-                pieces.append(line % (size, event.raw, event.ts, index))
+            for index, ts, raw in part:
+                pieces.append(line % (len(raw) + fixed + len(str(ts)), raw, ts, index))
         low, digits = high, digits + 1
     return pieces
 
 
 def encode_packed(batch: Batch) -> bytes:
     """Return the content of field `b`."""
-    events = batch.events
-    ts, raw = [event.ts for event in events], [event.raw for event in events]
+    ts, raw = batch.stamps, batch.payloads
     return _encode_packed(PackedBatch(1, batch.producer, batch.shard, batch.first_seq, ts, raw))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -23,8 +22,6 @@ __all__ = ["Writer"]
 
 _MAX_PAYLOAD_BYTES: Final = 256 << 20
 _AROUND: Final = 256  # what an entry holds beside its payload
-_raw: Final = attrgetter("raw")
-_ts: Final = attrgetter("ts")
 _RUN: Final = bulk(b"EVALSHA") + bulk(SHA)
 _LOAD_AND_RUN: Final = bulk(b"EVAL") + bulk(SCRIPT)
 
@@ -82,8 +79,8 @@ class Writer:
 
     async def append(self, batch: Batch) -> None:
         """Store `batch` as the adapter's contract says."""
-        whole = len(batch.events)
-        if max(map(len, map(_raw, batch.events))) > self.largest:
+        whole = len(batch)
+        if max(map(len, batch.payloads)) > self.largest:
             await self._refuse_content(batch)
             return
         for _ in range(3):
@@ -93,7 +90,7 @@ class Writer:
                 break
             # Packed, and its first part is stored already: send the rest. Another attempt of this
             # very batch may complete in between, hence the loop.
-            batch = _tail(batch, int(before))
+            batch = batch.part(int(before) - batch.first_seq)
         else:
             raise TransientAdapterError(f"append to shard {batch.shard}: attempts of one batch overlap")
         self._settle(batch, stored, None if before is None else int(before), incarnation)
@@ -138,11 +135,11 @@ class Writer:
         else:
             entries = encode_events(batch)
             count = 2 * len(entries)
-        newest = max(map(_ts, batch.events)) // 1_000_000
+        newest = max(batch.stamps) // 1_000_000
         limits, ttl, layout = self._settings
         head = [bulk(b"%d" % len(keys)), *map(bulk, keys), bulk(b"%d" % batch.first_seq)]
         head += [
-            bulk(b"%d" % len(batch.events)),
+            bulk(b"%d" % len(batch)),
             ttl,
             bulk(b"%d" % newest),
             bulk(secrets.token_hex(4).encode()),
@@ -153,7 +150,7 @@ class Writer:
     def _settle(self, batch: Batch, stored: int, before: int | None, incarnation: bytes) -> None:
         """Count, and compare with what the server had acknowledged."""
         counts, shard = self._session.counts, batch.shard
-        end = batch.first_seq + len(batch.events)
+        end = batch.first_seq + len(batch)
         counts["batches"] += 1
         counts["events"] += stored
         last = self._acknowledged.get(shard)
@@ -186,9 +183,9 @@ class Writer:
         [mark] = await session.ask(
             session.network.writer(key), command("GET", key), 1, f"read {key.decode()}"
         )
-        if isinstance(mark, bytes) and batch.first_seq + len(batch.events) <= int(mark):
+        if isinstance(mark, bytes) and batch.first_seq + len(batch) <= int(mark):
             return
-        largest = max(len(event.raw) for event in batch.events)
+        largest = max(map(len, batch.payloads))
         raise FatalAdapterError(
             f"a payload of {largest:,} bytes is too large for Redis: at most {self.largest:,}"
         )
@@ -217,9 +214,3 @@ class Writer:
             names = ", ".join(key.decode() for key in [*used, keys.registry])
             return AdapterRefusedError(f"{failure} (keys: {names})")
         return failure
-
-
-def _tail(batch: Batch, next_seq: int) -> Batch:
-    """Return the part of a batch that begins at `next_seq`."""
-    rest = batch.events[next_seq - batch.first_seq :]
-    return Batch(producer=batch.producer, shard=batch.shard, first_seq=next_seq, events=rest)
