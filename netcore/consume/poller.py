@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
+from netcore.consume.attempt import Attempt, Matching
 from netcore.consume.chain import Chains
 from netcore.consume.cursor import Cursor, decode_cursor
 from netcore.consume.merger import Cut, ts_of
@@ -23,7 +24,7 @@ from netcore.consume.request import ConsumeRequest, ConsumeResponse
 from netcore.consume.subscription import Subscription
 from netcore.consume.waiting import Patience, Waiting
 from netcore.contracts.adapter import Adapter, ReadRequest, Stream
-from netcore.contracts.filters import EventFilter, Matcher
+from netcore.contracts.filters import EventFilter
 from netcore.errors import AdapterError, ConfigError, TransientAdapterError
 from netcore.events import StoredEvent
 from netcore.ingest.clock import Clock
@@ -54,87 +55,6 @@ class BusView(Protocol):
     def had_shard(self, shard: int) -> bool:
         """Tell whether the bus has, or ever had, this shard."""
         ...
-
-
-class _Matching:
-    """A filter at work in one poll."""
-
-    __slots__ = ("_matcher", "match")
-
-    def __init__(self, chosen: EventFilter | None) -> None:
-        self.match: Callable[[bytes], bool] | None = None
-        self._matcher: Matcher | None = None
-        if chosen is not None:
-            make = getattr(chosen, "compile", None)
-            self._matcher = make() if make is not None else None
-            self.match = self._matcher if self._matcher is not None else chosen.matches
-
-    @property
-    def undecodable(self) -> int:
-        return 0 if self._matcher is None else self._matcher.undecodable
-
-
-class _Attempt:
-    """One look at the store: what a response needs, and what waiting needs.
-
-    Attributes:
-        chain: where the chain stands now.
-        collector: what was collected, or None if the streams could not even be listed.
-        failed: why streams could not be read.
-        streams: what the adapter listed.
-        lagging: as the bus said.
-        watermark: as the bus said before the attempt, or None where there is none.
-    """
-
-    __slots__ = ("chain", "collector", "failed", "lagging", "streams", "watermark")
-
-    def __init__(self, chain: Cursor) -> None:
-        self.chain = chain
-        self.collector: Collector | None = None
-        self.failed: dict[Stream, str] = {}
-        self.streams: Sequence[Stream] = ()
-        self.lagging: frozenset[int] = frozenset()
-        self.watermark: int | None = None
-
-    @property
-    def events(self) -> list[StoredEvent]:
-        return [] if self.collector is None else self.collector.events
-
-    @property
-    def tells(self) -> bool:
-        """Whether the consumer has something to learn even without events."""
-        runs = () if self.collector is None else self.collector.runs
-        return any(run.gaps or run.undecodable for run in runs)
-
-    @property
-    def rising(self) -> bool:
-        """Whether the events are known to be in the order of their timestamps."""
-        return self.collector is not None and self.collector.rising
-
-    @property
-    def seen(self) -> dict[Stream, str | None]:
-        """How far each listed stream was looked at; where it could not be, the cursor's position."""
-        entries = self.chain.entries
-        seen = {stream: entries[stream][0] if stream in entries else None for stream in self.streams}
-        if self.collector is not None:
-            seen.update((run.stream, run.seen) for run in self.collector.runs if run.failed is None)
-        return seen
-
-    def response(self, undecodable: int, shards: Sequence[int] | None) -> ConsumeResponse:
-        collector = self.collector
-        runs = () if collector is None else collector.runs
-        failed: dict[int, str] = {}
-        for stream, text in self.failed.items():
-            failed[stream.shard] = f"{failed[stream.shard]}; {text}" if stream.shard in failed else text
-        return ConsumeResponse(
-            self.events,
-            self.chain.text,
-            has_more=collector is not None and collector.has_more,
-            gaps=[gap for run in runs for gap in run.gaps],
-            failed_shards=failed,
-            lagging_shards={shard for shard in self.lagging if shards is None or shard in shards},
-            undecodable=undecodable + sum(run.undecodable for run in runs),
-        )
 
 
 class Poller:
@@ -204,7 +124,7 @@ class Poller:
         self._waiting.check_open()
         if isinstance(wait, bool) or not isinstance(wait, int | float) or not 0 <= wait < math.inf:
             raise ConfigError(f"wait must be a number of seconds, 0 or more, not {wait!r}")
-        matching = _Matching(None if request.filter is None else self._resolve(request.filter))
+        matching = Matching(None if request.filter is None else self._resolve(request.filter))
         try:
             return await self._page(request, wait, matching)
         except AdapterError:
@@ -212,7 +132,7 @@ class Poller:
             raise
 
     async def _page(
-        self, request: ConsumeRequest, wait: float, matching: _Matching
+        self, request: ConsumeRequest, wait: float, matching: Matching
     ) -> tuple[ConsumeResponse, Cursor]:
         asked = self._runtime.now()
         patience = Patience()
@@ -276,13 +196,13 @@ class Poller:
                 events = sorted(events, key=ts_of)
             self._returned(dict(zip(map(_origin_of, events), map(ts_of, events), strict=True)))
 
-    async def _attempt(self, request: ConsumeRequest, chain: Cursor, matching: _Matching) -> _Attempt:
+    async def _attempt(self, request: ConsumeRequest, chain: Cursor, matching: Matching) -> Attempt:
         """Read one page. The order of the first three steps is what makes it causal.
 
         An event stored before the snapshot is in it; one stored after it has a key not below the
         watermark drawn before it; a stream that appears after it is not needed for this page.
         """
-        attempt = _Attempt(chain)
+        attempt = Attempt(chain)
         causal = request.ordering == "causal"
         if causal and self._adapter.capabilities.watermark:
             attempt.watermark, attempt.lagging = self._view.watermark()
@@ -340,7 +260,7 @@ class Poller:
             ceiling = settled if ceiling is None else min(ceiling, settled)
         return Cut() if ceiling is None else Cut(ceiling, self._clock.horizon())
 
-    def _all_failed(self, attempt: _Attempt, request: ConsumeRequest, error: AdapterError) -> None:
+    def _all_failed(self, attempt: Attempt, request: ConsumeRequest, error: AdapterError) -> None:
         """Blame every shard that is known; a failure must not look like an idle bus."""
         text = describe(error)
         named = [stream for stream in attempt.chain.entries if _wanted(request, stream)]
@@ -362,7 +282,7 @@ class Poller:
         raise ConfigError(f"shards={wrong} hold nothing and never belonged to this bus; known: {names}{more}")
 
     async def _wait(
-        self, request: ConsumeRequest, attempt: _Attempt, asked: float, wait: float, patience: Patience
+        self, request: ConsumeRequest, attempt: Attempt, asked: float, wait: float, patience: Patience
     ) -> bool:
         """Wait until another attempt may find something; False if time is up."""
         now = self._runtime.now()

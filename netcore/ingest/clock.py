@@ -22,7 +22,7 @@ MAX_TS: Final = 1 << 62
 class Clock:
     """Draws timestamps: int ns since the epoch, strictly increasing, from any thread.
 
-    `counter` counts at C level, so a draw (`next`) is atomic and costs some 25 ns. `rebase`, called ten
+    `counter` counts at C level, so a draw (`next`) is atomic and costs some 25 ns. `rebase`, called some
     times a second by the bus, brings it to the wall clock: drawn values lag it by at most the
     time between two calls. A thread that looked `counter` up just before a re-base may still draw
     from the old counter; that value is smaller than every value of the new one, because a margin is
