@@ -245,7 +245,7 @@ def test_node_takes_bodies_in_frames_of_their_own_and_no_others(cluster, speak):
     """A body behind the message is read like one in it; a frame too few or too many ends the link."""
     a = cluster.start()
     table = Table(time.time_ns(), [Record("speaker", 1, "", "", [a.origin], [LaneRow("speaker", 0, 9)])])
-    for extra in (1, 0, 2):
+    for refused, extra in enumerate((1, 0, 2)):
         speaker = speak(a.address)
         speaker.say(table)
         reached = speaker.hear(Subscribe).after
@@ -256,6 +256,8 @@ def test_node_takes_bodies_in_frames_of_their_own_and_no_others(cluster, speak):
         if extra == 1:
             a.ask("until", expression="stats['lanes'].get('speaker', {}).get('head') == 1")
             speaker.say(Bye())
+        else:
+            a.ask("until", expression=f"stats['refusals'] == {refused}")
         a.ask("until", expression="not stats['links']")
     assert [event[4] for event in a.ask("page")["events"]] == ["apart"]
     assert a.ask("stats")["failure"] == ""
