@@ -383,7 +383,9 @@ class Producer:
             # The worker has the others; a fence a receiver, not one an event.
             if moved and mine:
                 routes = self._router.routes
-                late = list({routes[r & MASK].shard: r for r in (route_hash(chunk[i]) for i in mine)}.values())
+                late = list(
+                    {routes[r & MASK].shard: r for r in (route_hash(chunk[i]) for i in mine)}.values()
+                )
         for route in late:
             self._router.moved_late(ring, route)
         summary.accepted -= len(again)
