@@ -44,8 +44,11 @@ class Batch:
         stamps: list[int] | None = None,
         payloads: list[bytes] | None = None,
     ) -> None:
-        columns = stamps is not None and payloads is not None and len(stamps) == len(payloads)
-        if columns == (events is not None):
+        if events is not None:
+            fits = stamps is None and payloads is None
+        else:
+            fits = stamps is not None and payloads is not None and len(stamps) == len(payloads)
+        if not fits:
             raise TypeError("a batch takes events, or stamps and as many payloads")
         self.producer = producer
         self.shard = shard

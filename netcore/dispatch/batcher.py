@@ -109,7 +109,8 @@ class Batcher:
         while fences:
             fence = fences[0]
             if fence.passed() or self._now() >= fence.deadline:
-                fences.popleft()
+                with self._shard.ring.lock:  # a withdrawal may be going through them
+                    fences.popleft()
             elif self._shard.ring.head < fence.position:
                 return
             else:

@@ -43,9 +43,14 @@ class Wakeups:
         now = time.monotonic()
         if self._called and now - self._called_at < STALE_S:
             return
-        self._called_at = now
-        self._called = True
-        if not self._runtime.call_next(self._run):
+        try:
+            self._called_at = now
+            self._called = True
+            there = self._runtime.call_next(self._run)
+        except BaseException:  # a KeyboardInterrupt: nobody may rely on this call
+            self._called = False
+            raise
+        if not there:
             self._gone()
 
     def _run(self) -> None:

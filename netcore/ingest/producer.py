@@ -370,20 +370,24 @@ class Producer:
         """
         ring = gate.ring
         again: list[int] = []
-        late: int | None = None
+        late: list[int] = []
         with ring.lock:
             if gate is ring.gate and not ring.sealed and ring.depth <= ring.capacity:
                 if ring.count and ring.wanted:
                     ring.rouse()
                 return
             mine = [index for index, home in enumerate(homes) if home == shard]
-            for index in reversed(mine):
-                if not ring.withdraw(stamps[index]):  # the worker has this one and all before it
-                    late = route_hash(chunk[index])
-                    break
-                again.append(index)
-        if late is not None:
-            self._router.moved_late(ring, late)
+            moved = gate is not ring.gate or ring.sealed
+            while mine and ring.withdraw(stamps[mine[-1]]):
+                again.append(mine.pop())
+            # The worker has the others; a fence a receiver, not one an event.
+            if moved and mine:
+                routes = self._router.routes
+                late = list(
+                    {routes[r & MASK].shard: r for r in (route_hash(chunk[i]) for i in mine)}.values()
+                )
+        for route in late:
+            self._router.moved_late(ring, route)
         summary.accepted -= len(again)
         for index in reversed(again):
             summary.add(first + index, self.ingest_raw, chunk[index])

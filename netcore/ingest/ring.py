@@ -152,7 +152,11 @@ class Ring:
             gate.attention, gate.limit = True, 0
             return
         items = 2 * min(self.soft, self.fill_mark - FILL_MARGIN)
-        gate.limit = self.start + items if items > 0 and not self.waiters and not self.reserved else 0
+        if items <= 0 or self.waiters or self.reserved:
+            # Attention too: whoever passed the limit before must not push into room that was set aside.
+            gate.limit, gate.attention = 0, True
+            return
+        gate.limit = self.start + items
         gate.attention = self.asleep or len(self.entries) - self.start >= items
 
     def push(self, ts: int, payload: bytes) -> None:
@@ -165,12 +169,13 @@ class Ring:
 
     def rouse(self) -> None:
         """Wake the worker, once."""
+        # First the call: if a KeyboardInterrupt ends it, the next push makes it again.
+        self.wake()
         if self.asleep:
             self.asleep = False
             self.woken_at = time.monotonic()
         self.fill_mark = self.capacity
         self.refresh()
-        self.wake()
 
     def evict(self) -> None:
         """Throw out the oldest event."""
@@ -211,7 +216,8 @@ class Ring:
                 for fence in self.fences:
                     if fence.position > position:
                         fence.position -= 1
-                self._pass_marks()
+                if self._pass_marks():
+                    self.moved()
                 self.grant()
                 return True
         return False

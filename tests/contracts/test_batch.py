@@ -79,3 +79,12 @@ def test_batch_of_neither_or_uneven_columns_is_refused(content: dict[str, list[o
     """The error says what a batch takes."""
     with pytest.raises(TypeError, match="takes events, or stamps and as many payloads"):
         Batch(producer="p", shard=0, first_seq=0, **content)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "columns", [{"stamps": [1, 2]}, {"payloads": [b"", b""]}, {"stamps": [1, 2], "payloads": [b""]}]
+)
+def test_batch_of_events_and_stray_columns_is_refused(columns: dict[str, list[object]]) -> None:
+    """Half a pair of columns beside the events, or columns that do not match, would contradict them."""
+    with pytest.raises(TypeError, match="events, or stamps"):
+        Batch(producer="p", shard=0, first_seq=0, events=[StoredEvent("", 0, 1, b"")], **columns)  # type: ignore[arg-type]

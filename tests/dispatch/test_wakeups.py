@@ -95,3 +95,21 @@ async def test_wakeups_from_threads_and_the_loop_itself_are_all_done() -> None:
             await anyio.sleep(0.001)
     for thread in threads:
         thread.join(5)
+
+
+def test_wakeup_interrupted_in_its_call_does_not_silence_the_next() -> None:
+    """A KeyboardInterrupt in the call into the loop leaves nobody believing that it was made."""
+    loop, woken = Loop(), list[str]()
+    wakeups = made(loop)
+    call_next = loop.call_next
+
+    def interrupted(function: Callable[[], object]) -> bool:
+        raise KeyboardInterrupt
+
+    loop.call_next = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        wakeups.wake(lambda: woken.append("first"))
+    loop.call_next = call_next  # type: ignore[method-assign]
+    wakeups.wake(lambda: woken.append("second"))
+    loop.turn()
+    assert woken == ["first", "second"]
