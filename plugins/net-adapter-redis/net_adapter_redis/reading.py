@@ -198,6 +198,7 @@ class Scan:
         Raises:
             redis.exceptions.RedisError: the server refused.
         """
+        self.density.listed = False  # until the look behind it, if there is one, is answered
         if self._careful:
             self._accept_careful(replies)
             return
