@@ -1,5 +1,6 @@
 """The durable log: what a killed node still has, and how it goes on."""
 
+import contextlib
 import sqlite3
 
 import anyio
@@ -134,6 +135,37 @@ async def test_durable_log_reopened_stores_no_retry_twice(tmp_path, fsync, max_e
     await adapter.append(_batch(2, b"c", b"d"))
     assert (await _stored(adapter))[-1] == b"d"
     assert (await adapter.bounds(Stream(0, adapter.origin)))[1] == "4"
+    await adapter.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("trimmed", [False, True])
+async def test_durable_log_with_an_older_own_lane_stores_no_retry_twice(tmp_path, trimmed):
+    """The greatest number counts, whichever own lane tells it and whether its batch is still there."""
+    config = MeshConfig(log=str(tmp_path), fsync="never", node_id="n")
+    adapter = MeshAdapter(config)
+    await adapter.open(adapter_context())
+    await adapter.append(_batch(0, b"a"))
+    await adapter.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "mesh.sqlite3")) as log, log:  # the machine went down
+        for table in ("entries", "lanes", "streams"):
+            log.execute(f"UPDATE {table} SET origin = 'n~zzzzzzzz'")
+        log.execute("UPDATE meta SET value = 'n~zzzzzzzz' WHERE key = 'origin'")
+        log.execute("UPDATE meta SET value = '0' WHERE key IN ('clean', 'boot')")
+    adapter = MeshAdapter(config)
+    await adapter.open(adapter_context())
+    assert adapter.origin != "n~zzzzzzzz"
+    await adapter.append(_batch(1, b"b"))
+    if trimmed:
+        lane = adapter._log.lanes["n~zzzzzzzz"]
+        adapter._store.drop(adapter.origin, adapter._log.lane.entries[:1])
+        adapter._store.drop("n~zzzzzzzz", lane.entries[:1])
+    await adapter.close()
+    adapter = MeshAdapter(config)
+    await adapter.open(adapter_context())
+    before = (await adapter.bounds(Stream(0, adapter.origin)))[1]
+    await adapter.append(_batch(1, b"b"))
+    assert (await adapter.bounds(Stream(0, adapter.origin)))[1] == before == "1"
     await adapter.close()
 
 
