@@ -250,6 +250,9 @@ class Scan:
             here = state.at(after.id, state.trimmed) if ahead else after
             self._take(entries, here, own=False, beyond=beyond)
             return
+        if self._events or self._undecodable:  # a page never goes over a gap: the next read tells of it
+            self._more = self.done = True
+            return
         if after.id > state.last:
             resumed, entries = state.tail, []
         else:

@@ -253,3 +253,20 @@ async def test_a_look_during_the_probe_of_another_is_not_taken_for_answered(
     assert not density.listed or 5 in registry.known
     await registry.refresh()
     assert {0, 3, 5} <= registry.known
+
+
+async def test_a_gap_behind_kept_entries_begins_a_page_of_its_own(server: RedisServer, opened: Opened) -> None:
+    """What is still known of a stream that was replaced meanwhile comes first; the gap is told once."""
+    adapter, limit = await opened(layout="packed"), 150
+    writer = Writer(adapter)
+    for index in range(4):
+        await writer.write(payloads(100, index * 100))
+    pages = [await page_after(adapter, None, limit)]
+    server.call("FLUSHALL")
+    await writer.write(payloads(100, 1_000))
+    while pages[-1].has_more:
+        pages.append(await page_after(adapter, pages[-1].position, limit))
+    got = [[int(event.raw[5:-1]) for event in page.events] for page in pages]
+    assert all(numbers == list(range(numbers[0], numbers[0] + len(numbers))) for numbers in got if numbers)
+    assert [page.gap is not None for page in pages].count(True) == 1
+    assert sum(got, [])[-100:] == list(range(1_000, 1_100))
