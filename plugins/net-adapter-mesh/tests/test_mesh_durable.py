@@ -6,9 +6,9 @@ import sqlite3
 import anyio
 import pytest
 from mesh_cluster import assert_complete
-from net_adapter_mesh import MeshAdapter, MeshConfig
+from net_adapter_mesh import MeshAdapter, MeshConfig, durable
 
-from netcore import AdapterRefusedError, Batch, Stream
+from netcore import AdapterRefusedError, Batch, Stream, TransientAdapterError
 from netcore.testing.contract import adapter_context
 
 
@@ -185,6 +185,25 @@ async def test_durable_append_while_the_log_is_locked_waits_and_keeps_the_order(
     other.close()
     await adapter.append(_batch(2, b"c"))
     assert await _stored(adapter) == [b"a", b"b", b"c"]
+    await adapter.close()
+
+
+@pytest.mark.anyio
+async def test_durable_writer_that_ended_is_told_of(tmp_path, monkeypatch):
+    """An append says why it fails, and so does the node's health, whatever ended the writer."""
+    adapter = MeshAdapter(MeshConfig(log=str(tmp_path), timeout_ms=200))
+    await adapter.open(adapter_context())
+    await adapter.append(_batch(0, b"a"))
+
+    def broken(*_):
+        raise OverflowError("too large")
+
+    monkeypatch.setattr(durable, "write", broken)
+    for _ in range(2):
+        with pytest.raises(TransientAdapterError, match="writer ended: OverflowError"):
+            await adapter.append(_batch(1, b"b"))
+    assert await _stored(adapter) == [b"a"]
+    assert not (await adapter.health()).ok
     await adapter.close()
 
 

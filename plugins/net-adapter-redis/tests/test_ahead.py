@@ -255,7 +255,9 @@ async def test_a_look_during_the_probe_of_another_is_not_taken_for_answered(
     assert {0, 3, 5} <= registry.known
 
 
-async def test_a_gap_behind_kept_entries_begins_a_page_of_its_own(server: RedisServer, opened: Opened) -> None:
+async def test_a_gap_behind_kept_entries_begins_a_page_of_its_own(
+    server: RedisServer, opened: Opened
+) -> None:
     """What is still known of a stream that was replaced meanwhile comes first; the gap is told once."""
     adapter, limit = await opened(layout="packed"), 150
     writer = Writer(adapter)
