@@ -271,4 +271,4 @@ async def test_a_gap_behind_kept_entries_begins_a_page_of_its_own(
     got = [[int(event.raw[5:-1]) for event in page.events] for page in pages]
     assert all(numbers == list(range(numbers[0], numbers[0] + len(numbers))) for numbers in got if numbers)
     assert [page.gap is not None for page in pages].count(True) == 1
-    assert sum(got, [])[-100:] == list(range(1_000, 1_100))
+    assert [number for numbers in got for number in numbers][-100:] == list(range(1_000, 1_100))
