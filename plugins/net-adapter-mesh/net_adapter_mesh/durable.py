@@ -243,6 +243,13 @@ class SqliteStore:
             self._release()
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception as error:  # nothing is stored from now on: let everybody know
+            self.failure = f"its writer ended: {error!r}"
+            self._logger.exception("the log in %s cannot be written any more", self._directory)
+
+    def _serve(self) -> None:
         connection = self._connect()
         try:
             while group := self._gather():

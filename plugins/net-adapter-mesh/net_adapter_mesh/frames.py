@@ -50,6 +50,8 @@ APART_BYTES: Final = 16 << 10
 """From this size on a body is sent in a frame of its own: it is copied at neither end."""
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=INFINITY)]
+Start: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=INFINITY - (1 << 24))]
+"""Where an entry begins: its end is a `Count` too."""
 Shard: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=512)]
@@ -139,7 +141,7 @@ class WireEntry(msgspec.Struct, array_like=True, frozen=True):
 
     lsn: Count
     shard: Shard
-    start: Count
+    start: Start
     count: Annotated[int, msgspec.Meta(ge=0, le=1 << 24)]
     w: Count
     lo: Count

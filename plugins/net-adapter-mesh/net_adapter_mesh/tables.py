@@ -47,7 +47,8 @@ _MOVE_STREAM: Final = (
     " next = max(next, excluded.next), key = max(key, excluded.key)"
 )
 _KEEP_EXPECTED: Final = (
-    "INSERT OR REPLACE INTO expected SELECT producer, shard, expected FROM entries"
+    "INSERT OR REPLACE INTO expected SELECT producer, shard, max(expected, ifnull((SELECT next FROM expected"
+    " WHERE producer = entries.producer AND shard = entries.shard), 0)) FROM entries"
     " WHERE origin = ? AND lsn = ? AND producer IS NOT NULL"
 )
 
@@ -158,8 +159,8 @@ def load(connection: sqlite3.Connection) -> tuple[list[Kept], Expected]:
         kept.ends[shard] = (entry.end, hi)
         lanes[origin] = kept._replace(head=max(kept.head, lsn), w=max(kept.w, w))
         if producer is not None:
-            expected.pop((producer, shard), None)  # the latest come last
-            expected[producer, shard] = seq
+            # The latest come last; but of several own lanes, an older one may be read after a newer.
+            expected[producer, shard] = max(seq, expected.pop((producer, shard), 0))
     return list(lanes.values()), expected
 
 

@@ -1,13 +1,14 @@
 """The durable log: what a killed node still has, and how it goes on."""
 
+import contextlib
 import sqlite3
 
 import anyio
 import pytest
 from mesh_cluster import assert_complete
-from net_adapter_mesh import MeshAdapter, MeshConfig
+from net_adapter_mesh import MeshAdapter, MeshConfig, durable
 
-from netcore import AdapterRefusedError, Batch, Stream
+from netcore import AdapterRefusedError, Batch, Stream, TransientAdapterError
 from netcore.testing.contract import adapter_context
 
 
@@ -138,6 +139,37 @@ async def test_durable_log_reopened_stores_no_retry_twice(tmp_path, fsync, max_e
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("trimmed", [False, True])
+async def test_durable_log_with_an_older_own_lane_stores_no_retry_twice(tmp_path, trimmed):
+    """The greatest number counts, whichever own lane tells it and whether its batch is still there."""
+    config = MeshConfig(log=str(tmp_path), fsync="never", node_id="n")
+    adapter = MeshAdapter(config)
+    await adapter.open(adapter_context())
+    await adapter.append(_batch(0, b"a"))
+    await adapter.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "mesh.sqlite3")) as log, log:  # the machine went down
+        for table in ("entries", "lanes", "streams"):
+            log.execute(f"UPDATE {table} SET origin = 'n~zzzzzzzz'")
+        log.execute("UPDATE meta SET value = 'n~zzzzzzzz' WHERE key = 'origin'")
+        log.execute("UPDATE meta SET value = '0' WHERE key IN ('clean', 'boot')")
+    adapter = MeshAdapter(config)
+    await adapter.open(adapter_context())
+    assert adapter.origin != "n~zzzzzzzz"
+    await adapter.append(_batch(1, b"b"))
+    if trimmed:
+        lane = adapter._log.lanes["n~zzzzzzzz"]
+        adapter._store.drop(adapter.origin, adapter._log.lane.entries[:1])
+        adapter._store.drop("n~zzzzzzzz", lane.entries[:1])
+    await adapter.close()
+    adapter = MeshAdapter(config)
+    await adapter.open(adapter_context())
+    before = (await adapter.bounds(Stream(0, adapter.origin)))[1]
+    await adapter.append(_batch(1, b"b"))
+    assert (await adapter.bounds(Stream(0, adapter.origin)))[1] == before == "1"
+    await adapter.close()
+
+
+@pytest.mark.anyio
 async def test_durable_append_while_the_log_is_locked_waits_and_keeps_the_order(tmp_path):
     """The loop does not wait for a lock: it leaves the batch, and those behind it, to the writer."""
     adapter = MeshAdapter(MeshConfig(log=str(tmp_path), fsync="never"))
@@ -153,6 +185,25 @@ async def test_durable_append_while_the_log_is_locked_waits_and_keeps_the_order(
     other.close()
     await adapter.append(_batch(2, b"c"))
     assert await _stored(adapter) == [b"a", b"b", b"c"]
+    await adapter.close()
+
+
+@pytest.mark.anyio
+async def test_durable_writer_that_ended_is_told_of(tmp_path, monkeypatch):
+    """An append says why it fails, and so does the node's health, whatever ended the writer."""
+    adapter = MeshAdapter(MeshConfig(log=str(tmp_path), timeout_ms=200))
+    await adapter.open(adapter_context())
+    await adapter.append(_batch(0, b"a"))
+
+    def broken(*_):
+        raise OverflowError("too large")
+
+    monkeypatch.setattr(durable, "write", broken)
+    for _ in range(2):
+        with pytest.raises(TransientAdapterError, match="writer ended: OverflowError"):
+            await adapter.append(_batch(1, b"b"))
+    assert await _stored(adapter) == [b"a"]
+    assert not (await adapter.health()).ok
     await adapter.close()
 
 

@@ -98,6 +98,7 @@ def test_frames_damaged_are_refused_or_valid(message, place, byte):
         [6, "lane", 1, {1: 1}],
         [7, "many"],
         [8, "lane", 1, [[1, 0, 0, (1 << 24) + 1, 0, 0, 0, None, b""]]],
+        [8, "lane", 1, [[1, 0, (1 << 63) - 1, 1, 0, 0, 0, None, b""]]],
         [99],
         [],
         {},

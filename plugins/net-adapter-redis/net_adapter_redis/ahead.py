@@ -29,7 +29,6 @@ class _Fetch:
     def accept(self, replies: list[Any]) -> None:
         """Take in the replies; what more round trips would bring is left to a real read."""
         self.scan.accept(replies)
-        self.scan.density.listed = False  # until the look behind it is answered
         self.keep()
 
     def keep(self) -> None:

@@ -198,6 +198,7 @@ class Scan:
         Raises:
             redis.exceptions.RedisError: the server refused.
         """
+        self.density.listed = False  # until the look behind it, if there is one, is answered
         if self._careful:
             self._accept_careful(replies)
             return
@@ -248,6 +249,9 @@ class Scan:
         if not gone:
             here = state.at(after.id, state.trimmed) if ahead else after
             self._take(entries, here, own=False, beyond=beyond)
+            return
+        if self._events or self._undecodable:  # a page never goes over a gap: the next read tells of it
+            self._more = self.done = True
             return
         if after.id > state.last:
             resumed, entries = state.tail, []

@@ -126,11 +126,15 @@ class Registry:
             AdapterError: the server can't be asked.
         """
         if self.found:
+            found, self.found = self.found, set()
             unsure, self.unsure = self.unsure, []
-            await self._probe(sorted(self.found), self.doing)
-            self.found = set()
+            try:
+                await self._probe(sorted(found), self.doing)
+            except BaseException:
+                self.found |= found
+                raise
             for density in unsure:
-                if density.listed is None:
+                if density.listed is None and density not in self.unsure:  # nothing newer was read
                     density.listed = True
 
     def accept(self, entries: Any, found: Any, ids: Iterable[int]) -> bool:

@@ -42,10 +42,7 @@ class Trip:
         commands = [data for data, _ in parts]
         self._counts = [count for _, count in parts]
         self._askers: list[_Asker] = list(scans if fetches is None else fetches)
-        if registry is None:
-            for scan in scans:
-                scan.density.listed = False
-        else:
+        if registry is not None:
             look = registry.look([scan.density for scan in scans])
             commands.append(look.commands)
             self._counts.append(look.replies)

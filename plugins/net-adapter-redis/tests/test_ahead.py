@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from net_adapter_redis import RedisAdapter
+from net_adapter_redis.registry import Registry
+from net_adapter_redis.session import Session
 
 from netcore import ConsumeRequest, EventBus, EventBusConfig
 from netcore.contracts.adapter import ReadRequest, ShardPage, Stream
@@ -195,3 +197,78 @@ async def test_close_with_a_fetch_on_its_way_ends_at_once(server: RedisServer, o
         await adapter.close()
         assert time.monotonic() - began < 2
         assert not [task for task in asyncio.all_tasks() if task.get_name() == "netcore-redis-ahead"]
+
+
+async def test_a_list_lost_behind_its_reads_is_asked_for_again(
+    server: RedisServer, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page whose look for new streams was lost on the way does not go out with an older list."""
+    adapter = await opened()
+    await Writer(adapter).write(payloads(1))
+    first = await page_after(adapter, None)
+    ask = Session.ask
+
+    async def torn(
+        self: Session, link: Any, data: bytes, replies: int, doing: str, *, sink: Any = None
+    ) -> list[Any]:
+        if doing != "read":
+            return await ask(self, link, data, replies, doing, sink=sink)
+        sink((await ask(self, link, data, replies, doing))[0])
+        raise TransientAdapterError("the connection was lost behind the first reply")
+
+    for shard in (3, 0):  # a cause in a stream that nobody has heard of, then its effect
+        server.call("XADD", f"net:shard:{shard}", "*", "d", f'{{"r":{shard},"t":1,"s":{shard}}}')
+    monkeypatch.setattr(Session, "ask", torn)
+    [page], streams = await adapter.read_listed([ReadRequest(Stream(0), first.position, 20)])
+    assert isinstance(page, ShardPage)
+    assert [event.raw for event in page.events] == [b"0"]
+    assert Stream(3) in streams
+
+
+async def test_a_look_during_the_probe_of_another_is_not_taken_for_answered(
+    server: RedisServer, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read while names were tried out counts as listed only once its own look is answered."""
+    adapter = await opened()
+    await Writer(adapter).write(payloads(1))
+    await page_after(adapter, None)
+    registry, density, session = adapter._registry, adapter._density(Stream(0)), adapter._open_session()
+    link = session.network.reader(b"")
+    probe = Registry._probe
+
+    async def look() -> None:
+        seen = registry.look([density])
+        seen.accept(await session.ask(link, seen.commands, seen.replies, "look"))
+
+    async def overtaken(self: Registry, ids: Any, doing: str) -> None:
+        await probe(self, ids, doing)
+        server.call("XADD", "net:shard:5", "*", "d", '{"r":1,"t":1,"s":5}')
+        await look()  # another poll's, answered before this one's reader has its turn
+
+    server.call("XADD", "net:shard:3", "*", "d", '{"r":1,"t":1,"s":3}')
+    await look()
+    with monkeypatch.context() as patched:
+        patched.setattr(Registry, "_probe", overtaken)
+        await registry.complete()
+    assert not density.listed or 5 in registry.known
+    await registry.refresh()
+    assert {0, 3, 5} <= registry.known
+
+
+async def test_a_gap_behind_kept_entries_begins_a_page_of_its_own(
+    server: RedisServer, opened: Opened
+) -> None:
+    """What is still known of a stream that was replaced meanwhile comes first; the gap is told once."""
+    adapter, limit = await opened(layout="packed"), 150
+    writer = Writer(adapter)
+    for index in range(4):
+        await writer.write(payloads(100, index * 100))
+    pages = [await page_after(adapter, None, limit)]
+    server.call("FLUSHALL")
+    await writer.write(payloads(100, 1_000))
+    while pages[-1].has_more:
+        pages.append(await page_after(adapter, pages[-1].position, limit))
+    got = [[int(event.raw[5:-1]) for event in page.events] for page in pages]
+    assert all(numbers == list(range(numbers[0], numbers[0] + len(numbers))) for numbers in got if numbers)
+    assert [page.gap is not None for page in pages].count(True) == 1
+    assert [number for numbers in got for number in numbers][-100:] == list(range(1_000, 1_100))
