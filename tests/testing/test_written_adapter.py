@@ -45,4 +45,6 @@ def test_written_adapter_passes_the_contract(written: Path) -> None:
     done = run(written, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "test_sqlite_adapter.py")
     assert done.returncode == 0, done.stdout
     skipped = re.findall(r"^SKIPPED .*?: (.*)$", done.stdout, re.M)
-    assert all(re.search("snapshots|retention|never store|outage|read_listed", reason) for reason in skipped), skipped
+    assert all(
+        re.search("snapshots|retention|never store|outage|read_listed", reason) for reason in skipped
+    ), skipped
