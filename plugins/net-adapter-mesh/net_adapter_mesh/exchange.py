@@ -148,7 +148,7 @@ class Exchange:
         elif hello.mesh != self._config.name:
             why = f"it belongs to the mesh {hello.mesh!r}, this node to {self._config.name!r}"
         elif drift > self._max_drift_ns:
-            why = f"its clock differs by {drift / 1e9:.1f} s, more than max_clock_drift_ms"
+            why = f"its clock differs by more than max_clock_drift_ms: by {drift / 1e9:.1f} s"
         if why:
             link.send(Refuse(why[:512]))
             self._refuse(link, why)
