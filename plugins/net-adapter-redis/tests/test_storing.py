@@ -148,6 +148,34 @@ async def test_append_server_killed_midway_loses_and_repeats_nothing(layout: str
 
 
 @pytest.mark.parametrize("layout", ["event", "packed"])
+async def test_append_cut_off_in_the_servers_log_is_stored_once(layout: str) -> None:
+    """A crash that leaves half a batch in the append-only file: none of it is there, nor comes back later."""
+    with RedisServer(appendonly=True) as server:
+        adapter = RedisAdapter(RedisConfig(url=server.url, layout=layout))  # type: ignore[arg-type]
+        await adapter.open(adapter_context())
+        try:
+            writer = Writer(adapter)
+            await until_stored(adapter, writer.batch(payloads(3)))
+            [log] = server.folder.glob("appendonlydir/*.incr.aof")
+            whole = log.stat().st_size
+            lost = writer.batch(payloads(10, 3))
+            await until_stored(adapter, lost)
+            server.kill()
+            content = log.read_bytes()
+            # In the midst of the events; where one entry holds them all, between it and its mark.
+            cut = content.rindex(b'{"n":8}' if layout == "event" else b":next:")
+            assert cut > whole
+            log.write_bytes(content[:cut])
+            server.start()
+            await until_stored(adapter, lost)  # a retry: as far as its sender knows nothing was acknowledged
+            await asyncio.to_thread(server.restart)
+            await until_stored(adapter, writer.batch(payloads(2, 13)))
+            await assert_stored_once(adapter, payloads(15))
+        finally:
+            await adapter.close()
+
+
+@pytest.mark.parametrize("layout", ["event", "packed"])
 async def test_append_straddling_batch_stores_its_tail(opened: Opened, layout: str) -> None:
     """A batch whose beginning is stored already adds only the rest; a late one adds nothing."""
     adapter = await opened(layout=layout)
