@@ -385,6 +385,8 @@ class MeshAdapter(Adapter[MeshConfig]):
             return Health(ok=False, reason=f"the I/O thread died: {node.failure!r}")
         if self._store.failure:
             return Health(ok=False, reason=f"the log cannot be written: {self._store.failure}")
+        if self._store.unsynced:
+            return Health(ok=False, reason=f"the log cannot be synced: {self._store.unsynced}")
         linked = len(node.exchange.links)
         if self.config.acks > linked:
             return Health(ok=False, reason=f"{linked} peers are linked, acks={self.config.acks}")

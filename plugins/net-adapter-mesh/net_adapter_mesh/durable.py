@@ -94,6 +94,11 @@ class SqliteStore:
         self._thread = threading.Thread(target=self._run, name=f"mesh-log-{self.origin}", daemon=True)
         self._thread.start()
 
+    @property
+    def unsynced(self) -> str:
+        """Why what was acknowledged is not synced as promised; "" while it is."""
+        return self._keeper.unsynced if self._keeper is not None else ""
+
     def _seize(self) -> IO[bytes]:
         file = (self._directory / "lock").open("ab")
         if fcntl is not None:

@@ -50,6 +50,8 @@ class Keeper:
         self._ended = threading.Event()
         self.failing = False
         """The last checkpoint failed, or found no moment at which nobody wrote."""
+        self.unsynced = ""
+        """Why what was committed is not synced as promised; "" while it is."""
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -66,6 +68,13 @@ class Keeper:
         self._thread.join(timeout)
 
     def _run(self) -> None:
+        try:
+            self._keep()
+        except Exception as error:
+            self.failing, self.unsynced = True, f"the syncing thread ended: {error!r}"
+            self._logger.exception("%s is no longer synced", self._wal)
+
+    def _keep(self) -> None:
         connection = self._connect()
         try:
             while not self._ended.is_set():
@@ -85,7 +94,12 @@ class Keeper:
             with self._wal.open("rb") as file:
                 os.fdatasync(file.fileno()) if hasattr(os, "fdatasync") else os.fsync(file.fileno())
         except OSError as error:
-            self._logger.error("%s cannot be synced: %s", self._wal, error)
+            if not self.unsynced:
+                self._logger.error("%s cannot be synced: %s; will try again", self._wal, error)
+            self.unsynced = str(error)
+            self._dirty.set()
+        else:
+            self.unsynced = ""
 
     def _checkpoint(self, connection: sqlite3.Connection) -> None:
         try:

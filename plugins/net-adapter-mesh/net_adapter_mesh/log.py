@@ -35,6 +35,10 @@ class Store(Protocol):
     failure: str
     """Why nothing can be kept at present, or ""."""
 
+    @property
+    def unsynced(self) -> str:
+        """Why what is kept is not synced as promised, or ""."""
+
     def put(
         self, origin: str, entries: Sequence[Entry], done: Callable[[], None], mark: Mark | None = None
     ) -> None:

@@ -14,6 +14,7 @@ class MemoryStore:
     """Keeps nothing beside what the lanes hold."""
 
     failure = ""
+    unsynced = ""
 
     def put(
         self, origin: str, entries: Sequence[Entry], done: Callable[[], None], mark: Mark | None = None

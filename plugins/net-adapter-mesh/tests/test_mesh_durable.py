@@ -1,12 +1,14 @@
 """The durable log: what a killed node still has, and how it goes on."""
 
 import contextlib
+import os
 import sqlite3
 
 import anyio
 import pytest
 from mesh_cluster import assert_complete
 from net_adapter_mesh import MeshAdapter, MeshConfig, durable
+from net_adapter_mesh.keeper import Keeper
 
 from netcore import AdapterRefusedError, Batch, Stream, TransientAdapterError
 from netcore.testing.contract import adapter_context
@@ -204,6 +206,48 @@ async def test_durable_writer_that_ended_is_told_of(tmp_path, monkeypatch):
             await adapter.append(_batch(1, b"b"))
     assert await _stored(adapter) == [b"a"]
     assert not (await adapter.health()).ok
+    await adapter.close()
+
+
+@pytest.mark.anyio
+async def test_durable_log_that_cannot_be_synced_is_told_of_until_it_can(tmp_path, monkeypatch, caplog):
+    """With `interval` an append does not wait for the disk, so health says when the disk fails."""
+    adapter = MeshAdapter(MeshConfig(log=str(tmp_path), fsync="interval", fsync_interval_ms=10))
+    await adapter.open(adapter_context())
+    sync = os.fdatasync
+
+    def broken(_):
+        raise OSError(5, "Input/output error")
+
+    async def until(ok):
+        with anyio.fail_after(10):
+            while (health := await adapter.health()).ok != ok:
+                await anyio.sleep(0.005)
+        return health.reason
+
+    monkeypatch.setattr(os, "fdatasync", broken)
+    await adapter.append(_batch(0, b"a"))
+    assert "cannot be synced" in await until(False)
+    monkeypatch.setattr(os, "fdatasync", sync)
+    await until(True)  # tried again by itself
+    assert caplog.text.count("cannot be synced") == 1
+    await adapter.close()
+
+
+@pytest.mark.anyio
+async def test_durable_syncing_thread_that_ended_is_told_of(tmp_path, monkeypatch, caplog):
+    """Whatever ends it: appends go on, and health says that nothing is synced any more."""
+    monkeypatch.setattr(Keeper, "_sync", lambda keeper: 1 / 0)
+    adapter = MeshAdapter(MeshConfig(log=str(tmp_path), fsync="interval", fsync_interval_ms=10))
+    await adapter.open(adapter_context())
+    await adapter.append(_batch(0, b"a"))
+    with anyio.fail_after(10):
+        while (await adapter.health()).ok:
+            await anyio.sleep(0.005)
+    await adapter.append(_batch(1, b"b"))
+    assert "ZeroDivisionError" in (await adapter.health()).reason
+    assert "no longer synced" in caplog.text
+    assert await _stored(adapter) == [b"a", b"b"]
     await adapter.close()
 
 
