@@ -260,8 +260,8 @@ async def test_closed_error_says_what_the_bus_is() -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_idle_bus_wakes_the_loop_at_most_every_100_ms() -> None:
-    """Eight idle shards for a second and a half: only the clock's ten looks a second."""
+async def test_idle_bus_wakes_the_loop_for_the_clock_alone() -> None:
+    """Eight idle shards for a second and a half: only the clock's looks, one every 150 ms."""
     async with EventBus(netcore.EventBusConfig(shards=8)) as bus:
         bus.ingest_raw(b"x")
         await bus.flush(10)
@@ -279,11 +279,11 @@ async def test_idle_bus_wakes_the_loop_at_most_every_100_ms() -> None:
             await asyncio.sleep(1.5)
         finally:
             del loop._run_once
-        assert 5 <= turns <= 2 * 15 + 6  # the timer, and the task that it wakes
+        assert 5 <= turns <= 10 + 6  # the timer; its callback runs in the turn that it ends
 
 
 @pytest.mark.parametrize("anyio_backend", ["trio"])
-async def test_idle_bus_on_trio_schedules_tasks_at_most_every_100_ms() -> None:
+async def test_idle_bus_on_trio_schedules_tasks_for_the_clock_alone() -> None:
     """The same, counted by trio's own instrument."""
     import trio
 
@@ -300,4 +300,4 @@ async def test_idle_bus_on_trio_schedules_tasks_at_most_every_100_ms() -> None:
         trio.lowlevel.add_instrument(count)
         await trio.sleep(1.5)
         trio.lowlevel.remove_instrument(count)
-        assert count.steps <= 15 + 6
+        assert 5 <= count.steps <= 10 + 6

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import ssl
+import time
 from pathlib import Path
 
 import pytest
@@ -151,8 +152,9 @@ def test_nats_reload_applies_new_config() -> None:
     with NatsServer(jetstream=False) as server:
         server.config = 'authorization { user: "u", password: "p" }'
         server.reload()
+        deadline = time.monotonic() + 10
         while b'"auth_required":true' not in _nats(server, b"", until=b"}"):
-            pass
+            assert time.monotonic() < deadline, "the new configuration did not take effect"
         server.signal(signal.SIGTERM)
 
 

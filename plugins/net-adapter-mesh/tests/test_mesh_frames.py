@@ -82,9 +82,10 @@ def test_frames_damaged_are_refused_or_valid(message, place, byte):
     frame[place % len(frame)] = byte
     for damaged in (bytes(frame), bytes(frame[: place % len(frame)])):
         try:
-            decode(damaged)
+            message = decode(damaged)
         except FrameError:
             continue
+        assert decode(encode(message)) == message
 
 
 @pytest.mark.parametrize(

@@ -457,7 +457,9 @@ async def test_wait_goes_on_beside_a_key_of_the_wrong_type(server: RedisServer, 
     tail = (await adapter.bounds(Stream(0)))[1]
     positions = {stream: tail if stream.shard == 0 else None for stream in await adapter.streams()}
     waiting = asyncio.ensure_future(adapter.wait(positions, 20))
-    await asyncio.sleep(0.3)
+    async with asyncio.timeout(10):
+        while not server.call("INFO", "clients").count(b"blocked_clients:1"):
+            await asyncio.sleep(0.005)
     assert not waiting.done()
     await Writer(adapter).write(payloads(1))
     async with asyncio.timeout(5):
