@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from net_adapter_redis.config import RedisConfig
+from net_adapter_redis.driver import unfit_driver
 from net_adapter_redis.positions import Position, entry_id
 from net_adapter_redis.resp import command
 from netcore import (
@@ -79,17 +80,20 @@ class RedisAdapter(Adapter[RedisConfig]):
         Raises:
             TransientAdapterError: nothing answers within `timeout_ms`.
             AdapterRefusedError: wrong credentials, a missing right, a cluster where none was
-                expected or the other way round, too old a server.
+                expected or the other way round, too old a server, an unknown redis-py.
             ConfigError: the TLS settings can't be used.
         """
         _require_asyncio()
-        from net_adapter_redis.ahead import ReadAhead
-        from net_adapter_redis.network import Network
-        from net_adapter_redis.opening import check_server
-        from net_adapter_redis.registry import Registry
-        from net_adapter_redis.session import Session
-        from net_adapter_redis.waiting import Waiter
-        from net_adapter_redis.writing import Writer
+        try:
+            from net_adapter_redis.ahead import ReadAhead
+            from net_adapter_redis.network import Network
+            from net_adapter_redis.opening import check_server
+            from net_adapter_redis.registry import Registry
+            from net_adapter_redis.session import Session
+            from net_adapter_redis.waiting import Waiter
+            from net_adapter_redis.writing import Writer
+        except (AttributeError, ImportError) as error:
+            raise unfit_driver(error) from error
 
         timeout = min(self.config.timeout_ms, context.timeout_ms) / 1000
         network = Network(self.config, timeout=timeout, logger=context.logger)

@@ -23,7 +23,7 @@ _INCOMPLETE: Final = object()
 
 def transport_of(connection: AbstractConnection) -> asyncio.WriteTransport | None:
     """Return what a connection sends with, or None: it is not connected."""
-    writer: asyncio.StreamWriter | None = getattr(connection, "_writer", None)
+    writer: asyncio.StreamWriter | None = connection._writer
     return None if writer is None else writer.transport
 
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from redis import exceptions as redis_errors
 
+from net_adapter_redis.driver import unfit_driver
 from net_adapter_redis.failures import translate
 from net_adapter_redis.resp import command
 from net_adapter_redis.session import Session
@@ -26,7 +27,7 @@ async def check_server(session: Session, timeout: float) -> None:
 
     Raises:
         TransientAdapterError: no server answers in time.
-        AdapterRefusedError: it refuses, or is not what the settings say.
+        AdapterRefusedError: it refuses, or is not what the settings say; or redis-py is not what it was.
     """
     network, address = session.network, session.network.address
     try:
@@ -46,6 +47,8 @@ async def check_server(session: Session, timeout: float) -> None:
         raise TransientAdapterError(f"open: Redis at {address}: no answer within {timeout:g} s") from error
     except (redis_errors.RedisError, OSError) as error:
         raise translate(error, "open", address) from error
+    except (AttributeError, TypeError) as error:  # a connection's argument or inside is gone
+        raise unfit_driver(error) from error
 
 
 def _check(session: Session, address: str, parts: list[bytes]) -> None:

@@ -6,10 +6,16 @@ import asyncio
 import logging
 import os
 import socket
+import sys
+import tomllib
 from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import redis.crc
 from net_adapter_redis import RedisAdapter, RedisConfig
+from net_adapter_redis.driver import KNOWN
 
 from netcore.contracts.adapter import ReadRequest, ShardPage, Stream
 from netcore.errors import (
@@ -43,9 +49,10 @@ async def test_open_against_nothing_fails_with_host_and_port() -> None:
     adapter = RedisAdapter(RedisConfig(url=f"redis://me:s3cret@127.0.0.1:{port}/0", timeout_ms=500))
 
     async def fail() -> None:
-        with pytest.raises(TransientAdapterError, match=rf"127\.0\.0\.1:{port}") as caught:
+        with pytest.raises(TransientAdapterError, match=rf"127\.0\.0\.1:{port}.*; nothing listens") as caught:
             await adapter.open(adapter_context())
         assert "s3cret" not in str(caught.value)
+        assert str(caught.value).count("Connect call failed") == 1
 
     await assert_nothing_left(fail)
     with pytest.raises(AdapterClosedError, match="not open"):
@@ -71,7 +78,15 @@ async def test_open_against_silence_fails_within_the_timeout() -> None:
 async def test_open_unknown_host_is_transient_and_named() -> None:
     """A name that does not resolve may resolve later."""
     adapter = RedisAdapter(RedisConfig(url="redis://no-such-host.invalid:6399", timeout_ms=2_000))
-    with pytest.raises(TransientAdapterError, match=r"no-such-host\.invalid:6399"):
+    with pytest.raises(TransientAdapterError, match=r"no-such-host\.invalid:6399.*mend the host in the url"):
+        await adapter.open(adapter_context())
+
+
+async def test_open_socket_that_is_not_there_is_transient_and_named(tmp_path: Path) -> None:
+    """The server may start later; until then the path is what to look at."""
+    path = tmp_path / "redis.sock"
+    adapter = RedisAdapter(RedisConfig(url=f"unix://{path}"))
+    with pytest.raises(TransientAdapterError, match=rf"Redis at {path}: .*; no such socket"):
         await adapter.open(adapter_context())
 
 
@@ -361,6 +376,73 @@ async def test_cluster_without_a_member_is_transient_until_another_takes_over() 
         finally:
             gone.close()
             await adapter.close()
+
+
+class Unlike:
+    """A connection as a later redis-py might have it: what starts with an underscore is gone."""
+
+    is_connected = True
+
+    def __init__(self, **settings: object) -> None: ...
+
+    async def connect(self) -> None: ...
+
+    async def disconnect(self, nowait: bool = False) -> None: ...
+
+
+class UnlikeInParsing(Unlike):
+    """It still has its writer."""
+
+    _parser = object()
+
+    def __init__(self, **settings: object) -> None:
+        self._writer = SimpleNamespace(transport=SimpleNamespace(get_protocol=lambda: None))
+
+
+class UnlikeInArguments(Unlike):
+    """It takes fewer arguments."""
+
+    def __init__(self, *, host: str, port: int) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("connection", "missing"),
+    [(Unlike, "_writer"), (UnlikeInParsing, "parse_error"), (UnlikeInArguments, "unexpected keyword")],
+)
+async def test_open_with_a_connection_of_another_kind_names_the_versions_that_work(
+    connection: type[Unlike], missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The inside of redis-py's connections is taken over: where it has changed, opening says so."""
+    monkeypatch.setattr("net_adapter_redis.network.Connection", connection)
+    adapter = RedisAdapter(RedisConfig())
+    expected = (
+        rf"redis-py {redis.__version__} lacks .*{missing}.*; versions {KNOWN[0]} to {KNOWN[1]} are known"
+    )
+
+    async def fail() -> None:
+        with pytest.raises(AdapterRefusedError, match=expected):
+            await adapter.open(adapter_context())
+
+    await assert_nothing_left(fail)
+
+
+async def test_open_without_a_name_of_redis_py_names_the_versions_that_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A function that was moved away is found out by the import, before anything is connected."""
+    monkeypatch.delitem(sys.modules, "net_adapter_redis.network")
+    monkeypatch.delattr(redis.crc, "key_slot")
+    with pytest.raises(AdapterRefusedError, match=r"'key_slot'.*pip install 'redis\[hiredis\]=="):
+        await RedisAdapter(RedisConfig()).open(adapter_context())
+
+
+def test_known_versions_are_those_that_are_asked_for_and_tested_with() -> None:
+    """The oldest is the bound in `pyproject.toml`, the newest the one in `constraints.txt`."""
+    plugin = Path(__file__).parents[1]
+    project = tomllib.loads((plugin / "pyproject.toml").read_text())["project"]
+    assert f"redis[hiredis]>={KNOWN[0]}" in project["dependencies"]
+    pinned = (plugin.parents[1] / "constraints.txt").read_text().splitlines()
+    assert any(line.startswith(f"redis=={KNOWN[1]}.") for line in pinned)
 
 
 def test_open_under_trio_is_refused_in_plain_words() -> None:
