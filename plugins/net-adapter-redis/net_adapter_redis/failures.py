@@ -6,6 +6,7 @@ What is not known is transient: trying again is idempotent, giving up is not.
 from __future__ import annotations
 
 import re
+import socket
 import ssl
 from typing import Final
 
@@ -39,6 +40,11 @@ _REFUSED: Final[tuple[tuple[str, str], ...]] = (
     ("certificate required", "the server wants a client certificate: ssl_certfile and ssl_keyfile"),
     ("Hostname mismatch", "mend the certificate or the host in the url"),
 )
+_UNREACHABLE: Final[tuple[tuple[type[OSError], str], ...]] = (
+    (ConnectionRefusedError, "nothing listens there: start the server, or mend host and port in the url"),
+    (FileNotFoundError, "no such socket: start the server, or mend the path in the url"),
+    (socket.gaierror, "mend the host in the url, or the name service"),
+)
 _FATAL: Final = ("invalid bulk length", "string exceeds maximum allowed size")
 
 
@@ -65,7 +71,9 @@ def translate(error: BaseException, doing: str, address: str) -> AdapterError:
                 return AdapterRefusedError(f"{doing}: Redis at {address} refuses: {text}; {remedy}")
         if isinstance(error, redis_errors.AuthenticationError | redis_errors.AuthorizationError):
             return AdapterRefusedError(f"{doing}: Redis at {address} refuses: {text}; mend user or password")
-    return TransientAdapterError(f"{doing}: Redis at {address}: {text}")
+    cause = next((cause for cause in _causes(error) if isinstance(cause, OSError)), None)
+    remedy = next((f"; {remedy}" for kind, remedy in _UNREACHABLE if isinstance(cause, kind)), "")
+    return TransientAdapterError(f"{doing}: Redis at {address}: {text}{remedy}")
 
 
 def moved_to(error: object) -> tuple[int, str, int] | None:
@@ -85,12 +93,21 @@ def _text(error: BaseException) -> str:
         code = next((name for name, kind in _CODES if type(error) is kind), None)
     if code and not texts[0].startswith(str(code)):
         texts[0] = f"{code} {texts[0]}"
-    cause = error.__cause__ or error.__context__
-    while cause is not None and len(texts) < 4:
-        if isinstance(cause, OSError) and str(cause) and str(cause) not in texts[0]:
+    for cause in _causes(error)[:3]:
+        # redis-py repeats an errno's words in its own; what it leaves out is the reason of a failed handshake.
+        if isinstance(cause, OSError) and str(cause) and str(cause.strerror or cause) not in ": ".join(texts):
             texts.append(str(cause))
-        cause = cause.__cause__ or cause.__context__
     return re.sub(r"User \S+ has", "the user has", ": ".join(texts))  # Valkey tells the account's name
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return what an exception came from, the nearest first; bounded, for a chain may be a ring."""
+    causes: list[BaseException] = []
+    cause = error.__cause__ or error.__context__
+    while cause is not None and len(causes) < 8:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return causes
 
 
 _CODES: Final[tuple[tuple[str, type[BaseException]], ...]] = (  # redis-py before 8 drops the code
