@@ -19,7 +19,7 @@ import anyio
 from anyio.from_thread import BlockingPortal
 
 from netcore.bus import EventBus as AsyncEventBus
-from netcore.config import EventBusConfig
+from netcore.config import EventBusConfig, check_timeout
 from netcore.consume.request import ConsumeRequest, ConsumeResponse
 from netcore.consume.subscription import Subscription as AsyncSubscription
 from netcore.contracts.adapter import Gap, Health
@@ -183,6 +183,7 @@ class EventBus:
 
     def shutdown(self, timeout: float = 30.0) -> ShutdownReport:
         """See `netcore.EventBus.shutdown`; then ends the loop's thread. Idempotent."""
+        check_timeout(timeout)
         if self._loop is None:
             return anyio.run(self._bus.shutdown, timeout)
         ends = time.monotonic() + timeout + GRACE_S

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
-from netcore.config import EventBusConfig
+from netcore.config import EventBusConfig, check_timeout
 from netcore.consume.poller import Poller
 from netcore.consume.request import ConsumeRequest, ConsumeResponse
 from netcore.consume.subscription import Subscription
@@ -144,7 +144,9 @@ class EventBus(Producer):
             Exception: what the adapter's `flush` or `close` raised (both: an `ExceptionGroup`),
                 after the accounting; a further call returns the report.
             ClosedError: called in a forked child, or on another loop than the bus's; or still opening.
+            ConfigError: `timeout` is no number; nothing was stopped.
         """
+        check_timeout(timeout)
         if self._lifecycle.state is State.NEW:
             self._lifecycle.move(State.CLOSED)
         if self._lifecycle.state is State.FORKED:
@@ -219,7 +221,7 @@ class EventBus(Producer):
         Raises:
             CursorError: the cursor is malformed, altered, or of another store.
             FilterError, PluginNotFoundError: the filter is malformed, or no plugin reads it.
-            ConfigError: a shard id that nothing is known of.
+            ConfigError: a shard id that nothing is known of, or an argument of another type.
             AdapterError: a new chain of polls could not learn where the streams stand.
             ClosedError: the bus is not open, or a shutdown began while this waited.
         """
@@ -280,9 +282,12 @@ class EventBus(Producer):
 
         Raises:
             FlushTimeoutError: time ran out; names the shards. Nothing is lost by it.
+            ConfigError: `timeout` is no number.
             ClosedError: the bus is not open.
         """
         self._lifecycle.require_open()
+        if timeout is not None:
+            check_timeout(timeout)
         await self._engine.flush(timeout)
 
     # -- scaling ---------------------------------------------------------------------------------
@@ -300,6 +305,7 @@ class EventBus(Producer):
 
         Raises:
             ScalingError: refused; nothing changed; the message says why.
+            ConfigError: `timeout` is no number; nothing changed.
             ClosedError: the bus is not open.
         """
         self._monitor.rest()
@@ -320,6 +326,7 @@ class EventBus(Producer):
 
         Raises:
             ScalingError: refused; nothing changed; the message says why.
+            ConfigError: `timeout` is no number; nothing changed.
             ClosedError: the bus is not open.
         """
         self._monitor.rest()

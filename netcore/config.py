@@ -27,6 +27,7 @@ __all__ = ["AdapterConfig", "BatchConfig", "EventBusConfig", "ScalingConfig", "m
 _log = logging.getLogger("netcore.config")
 _ENV_PREFIX: Final = "NETCORE_"
 _ENV_RESERVED: Final = ("NETCORE_TEST_", "NETCORE_PLUGINS")
+_UNKNOWN: Final = re.compile(r"unknown field `(.*?)`")
 MAX_SHARDS: Final = 1024
 
 
@@ -52,6 +53,12 @@ def check_number(name: str, value: object, low: float, high: float) -> None:
     """Raise `ConfigError` unless `value` is a real number in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise ConfigError(f"{name} must be a number from {low:g} to {high:g}, not {value!r}")
+
+
+def check_timeout(value: object) -> None:
+    """Raise `ConfigError` unless `value` is a number of seconds; one below 0 has run out already."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        raise ConfigError(f"timeout must be a number of seconds, not {value!r}")
 
 
 class AdapterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
@@ -187,7 +194,8 @@ class EventBusConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         except OSError as error:
             raise ConfigError(f"cannot read {file}: {error.strerror or error}") from error
         except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.DecodeError) as error:
-            raise ConfigError(f"{file} is malformed: {error}") from error
+            why = error if file.stat().st_size else "it is empty; write {} for the default settings"
+            raise ConfigError(f"{file} is malformed: {why}") from error
         if not isinstance(document, dict):
             raise ConfigError(f"{file} must hold a table of settings, not {type(document).__name__}")
         return cls.from_dict(document, env=os.environ if env is None else env, source=str(file))
@@ -234,11 +242,7 @@ def _guess(name: str) -> str:
     """Word what may have been meant by a variable, or nothing."""
     import difflib
 
-    tables = {
-        "batch": BatchConfig.__struct_fields__,
-        "scaling": ScalingConfig.__struct_fields__,
-        "adapter": (),
-    }
+    tables = {**_tables(), "adapter": ()}
     known = [*EventBusConfig.__struct_fields__, *(f"{t}__{field}" for t in tables for field in tables[t])]
     key = name[len(_ENV_PREFIX) :].lower()
     table, underscore, rest = key.partition("_")
@@ -274,6 +278,24 @@ def _spell_out(error: msgspec.ValidationError) -> str:
     """Turn msgspec's message, which ends in ` - at `$.batch.max_events``, into `key: what`."""
     what, _, where = str(error).rpartition(" - at ")
     if not what:
-        return str(error)
+        what, where = str(error), ""
     key = where.strip("`").removeprefix("$").lstrip(".")
+    if found := _UNKNOWN.search(what):
+        return _unknown_key(key, found[1])
     return f"{key}: {what}" if key else what
+
+
+def _unknown_key(table: str, key: str) -> str:
+    """Word that a table (the outermost is called "") has no such key, and what may have been meant."""
+    import difflib
+
+    known = {**_tables(), "": EventBusConfig.__struct_fields__}.get(table, ())
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    full = f"{table}.{key}".lstrip(".")
+    return f"unknown key {full!r}{hint} (it has: {', '.join(known)})"
+
+
+def _tables() -> dict[str, tuple[str, ...]]:
+    """Return the tables within the settings of a bus, and their keys."""
+    return {"batch": BatchConfig.__struct_fields__, "scaling": ScalingConfig.__struct_fields__}

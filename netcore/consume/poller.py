@@ -111,7 +111,7 @@ class Poller:
 
         Raises:
             ClosedError: the bus is shut down, or was while this poll waited.
-            ConfigError: `wait` is no such number, or a shard of `request.shards` does not exist.
+            ConfigError: `request` is none, `wait` no such number, or a shard of `request.shards` does not exist.
             CursorError: the cursor, or a position in it, is none of this store.
             FilterError: the filter is malformed.
             AdapterError: a first poll could not pin every stream, or none can be listed or is known.
@@ -122,6 +122,7 @@ class Poller:
     async def page(self, request: ConsumeRequest, wait: float = 0.0) -> tuple[ConsumeResponse, Cursor]:
         """Poll; return also the cursor that the page begins at."""
         self._waiting.check_open()
+        _check_request(request)
         if isinstance(wait, bool) or not isinstance(wait, int | float) or not 0 <= wait < math.inf:
             raise ConfigError(f"wait must be a number of seconds, 0 or more, not {wait!r}")
         matching = Matching(None if request.filter is None else self._resolve(request.filter))
@@ -155,6 +156,7 @@ class Poller:
     def subscribe(self, request: ConsumeRequest) -> Subscription:
         """Follow a chain event by event: an async context manager and iterator."""
         self._waiting.check_open()
+        _check_request(request)
         return Subscription(self.page, self._runtime, request)
 
     def close(self) -> None:
@@ -319,3 +321,8 @@ class Poller:
 
 def _wanted(request: ConsumeRequest, stream: Stream) -> bool:
     return request.shards is None or stream.shard in request.shards
+
+
+def _check_request(request: object) -> None:
+    if not isinstance(request, ConsumeRequest):
+        raise ConfigError(f"a poll takes a ConsumeRequest, e.g. ConsumeRequest(100), not {request!r:.80}")

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from netcore.config import MAX_SHARDS
+from netcore.config import MAX_SHARDS, check_timeout
 from netcore.contracts.policies import AddShards, NoChange, RemoveShards, ScalingDecision
 from netcore.engine import Engine
 from netcore.errors import NetcoreError, ScalingError
@@ -58,10 +58,12 @@ class Resharding:
 
     async def add(self, count: int, *, timeout: float, reason: str) -> list[int]:
         """See `EventBus.add_shards`."""
+        check_timeout(timeout)
         return await self._step(functools.partial(self._add, count, timeout, reason), reason)
 
     async def remove(self, shard_ids: Iterable[int], *, timeout: float, reason: str) -> list[int]:
         """See `EventBus.remove_shards`."""
+        check_timeout(timeout)
         try:
             ids = list(shard_ids)
         except TypeError:
