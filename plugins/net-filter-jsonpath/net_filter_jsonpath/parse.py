@@ -65,6 +65,8 @@ def _node(data: object, where: str, room: int) -> Node:
         raise FilterError(f"{where} must be an object ({_SHAPES}), not {excerpt(data)}")
     if data.keys() == {"path", "value"}:
         return condition(data["path"], data["value"], where)
+    if data.keys() in ({"path"}, {"value"}):
+        raise FilterError(f'{where} must hold both "path" and "value", not {excerpt(data)}')
     if len(data) != 1:
         raise FilterError(f"{where} must be exactly {_SHAPES}, not keys {excerpt(list(data))}")
     [(operator, operand)] = data.items()
