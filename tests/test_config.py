@@ -144,12 +144,14 @@ def test_load_what_is_no_settings_file_is_refused(tmp_path: Path) -> None:
     """Missing, a folder, a list, not UTF-8, not JSON."""
     (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "empty.json").touch()
     (tmp_path / "latin.toml").write_bytes(b"a = '\xff'")
     for name, said in {
         "missing.toml": "cannot read",
         ".": "cannot read",
         "list.json": "must hold a table",
         "bad.json": "is malformed",
+        "empty.json": "malformed: it is empty; write {} for",
         "latin.toml": "is malformed",
     }.items():
         with pytest.raises(ConfigError, match=said):

@@ -87,10 +87,13 @@ class _Job:
                 await stop.until(partial(self._lines, bus, reader, advance))
                 report = await bus.shutdown()
         self._summarise(report, config)
+        alone = 0 if capabilities.durable else report.unreplicated
+        if alone:
+            note(f"{alone:,} of them ended with this process: no other node has them; were its peers up?")
         if stop:
             note(f"interrupted after line {self.number:,}")
             return stop.exit_code
-        return 1 if report.lossy or report.dead_lettered or self.refused else 0
+        return 1 if report.lossy or report.dead_lettered or self.refused or alone else 0
 
     async def _lines(self, bus: EventBus, reader: LineReader, advance: Callable[[int], None]) -> None:
         while lines := await reader.next():

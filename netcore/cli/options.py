@@ -114,7 +114,7 @@ def _put(table: dict[str, Any], setting: str) -> None:
 
 
 def adapter_of(config: EventBusConfig) -> tuple[AdapterConfig, Capabilities]:
-    """Return the settings and the capabilities of the adapter that `config` chooses."""
+    """Return the settings of the adapter that `config` chooses, and what it can do with these."""
     registry = default_manager().registry
     settings = registry.adapter_config(config.adapter)
-    return settings, registry.adapter(settings.kind).capabilities
+    return settings, registry.adapter(settings.kind)(settings).capabilities

@@ -20,12 +20,13 @@ from netcore.bus import EventBus
 from netcore.cli.options import adapter_of, bus_options, load_config, note
 from netcore.config import EventBusConfig
 from netcore.consume.request import ConsumeRequest, ConsumeResponse
-from netcore.errors import ConfigError, FilterError
+from netcore.errors import ConfigError, CursorError, FilterError
 from netcore.events import StoredEvent
 
 if TYPE_CHECKING:
     from netcore.cli.running import Stop
 
+_EXAMPLE: Final = "2026-01-31T12:00:00Z"
 _PAGE: Final = 1000
 _LONG_POLL: Final = 5.0
 _PATIENCE: Final = 30
@@ -37,7 +38,7 @@ _PATIENCE: Final = 30
     "--from",
     "begin",
     metavar="WHERE",
-    help="earliest, tail, a time (2026-01-31T12:00:00Z) or a cursor; default: earliest, with --follow: tail.",
+    help=f"earliest, tail, a time ({_EXAMPLE}) or a cursor; default: earliest, with --follow: tail.",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Stop after this many events.")
 @click.option("--shards", metavar="IDS", help="Only these shards, e.g. 0,2.")
@@ -86,7 +87,15 @@ def command(
         raise ConfigError(f"--cursor-file: the folder of {cursor_file} does not exist")
     request = _request(begin, shards, filter_json, cursor_file)
     job = _Job(request, limit=limit, follow=follow, meta=meta, cursor_file=cursor_file)
-    return run(lambda stop: job.run(config, stop))
+    try:
+        return run(lambda stop: job.run(config, stop))
+    except CursorError as error:
+        if request.cursor is None:
+            raise
+        if request.cursor == begin:
+            given = f"--from takes earliest, tail, a time ({_EXAMPLE}) or a cursor, and {begin[:40]!r}"
+            raise CursorError(f"{given} cannot be used: {error}") from error
+        raise CursorError(f"--cursor-file {cursor_file}: {error}") from error
 
 
 def _request(
@@ -146,6 +155,7 @@ class _Job:
         self._meta = meta
         self._cursor_file = cursor_file
         self._failing: dict[int, str] = {}
+        self._printed = False
 
     async def run(self, config: EventBusConfig, stop: Stop) -> int:
         """Poll until nothing is left, `limit` is reached or a signal came; returns the exit code."""
@@ -168,12 +178,18 @@ class _Job:
                 quiet_since = time.monotonic()
             elif not self._follow:
                 if self._failing or not page.has_more:
+                    await self._tell_of_nothing(bus)
                     break
                 if time.monotonic() - quiet_since > _PATIENCE:
                     note("gave up: the adapter knows of events that it does not deliver")
                     return 1
                 await stop.until(partial(anyio.sleep, 0.1))  # held back behind a shard that lags
         return 1 if self._failing and not self._follow else 0
+
+    async def _tell_of_nothing(self, bus: EventBus) -> None:
+        """Say what the adapter knows about why there is nothing, e.g. that no peer is linked."""
+        if not (self._printed or self._failing) and (reason := (await bus.health()).reason):
+            note(f"no events: {reason}")
 
     def _next_request(self) -> ConsumeRequest:
         if self._left is None or self._left >= _PAGE:
@@ -193,6 +209,7 @@ class _Job:
             out = sys.stdout.buffer
             out.write(b"".join(_line(event, meta=self._meta) for event in page.events))
             out.flush()
+            self._printed = True
             if self._left is not None:
                 self._left -= len(page.events)
         if page.cursor != self._request.cursor:

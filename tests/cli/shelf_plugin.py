@@ -20,6 +20,7 @@ from netcore import (
     Capabilities,
     CursorError,
     FatalAdapterError,
+    Health,
     ShardPage,
     StoredEvent,
     Stream,
@@ -34,6 +35,7 @@ class ShelfConfig(AdapterConfig, tag="shelf", frozen=True):
     password: str = ""
     hang: bool = False
     poison: str = ""
+    alone: int = 0
     secret: dict[str, str] = msgspec.field(default_factory=dict)
 
 
@@ -44,8 +46,19 @@ class ShelfAdapter(Adapter[ShelfConfig]):
     Config = ShelfConfig
     capabilities = Capabilities(durable=True, shared=True)
 
+    def __init__(self, config: ShelfConfig) -> None:
+        super().__init__(config)
+        if config.alone:  # as a mesh without peers or a log
+            self.capabilities = Capabilities(shared=True)  # type: ignore[misc]
+
     def identity(self) -> str:
         return "shelf:test"
+
+    async def health(self) -> Health:
+        return Health(ok=True, reason="0 peers are linked" if self.config.alone else "")
+
+    def stats(self) -> dict[str, Any]:
+        return {"unreplicated": self.config.alone}
 
     async def open(self, context: AdapterContext) -> None:
         self._folder = Path(self.config.folder)

@@ -67,7 +67,11 @@ def test_command_with_a_stray_variable_runs_and_warns_once(cli: Cli) -> None:
     ("text", "said"),
     [
         ("shards = 0", b"shards must be an int from 1 to 1,024, not 0"),
-        ("shard = 1", b"unknown field `shard`"),
+        ("shard = 1", b"unknown key 'shard'; did you mean 'shards'? (it has: shards, ring_capacity, "),
+        (
+            "[batch]\nmax_event = 1",
+            b"unknown key 'batch.max_event'; did you mean 'max_events'? (it has: max_events, ",
+        ),
         ("shards = ", b"malformed"),
         ('adapter = "nope"', b"adapter 'nope'"),
         ('adapter = {kind = "shelf", folder = "x", colour = 1}', b"unknown key 'colour'"),

@@ -124,6 +124,16 @@ def test_ingest_into_a_private_adapter_warns(cli: Cli) -> None:
     assert b"warning: the memory adapter keeps events inside this process" in done.stderr
 
 
+def test_ingest_that_no_other_node_has_fails(cli: Cli) -> None:
+    """They were stored, but in a process that is over: whoever wrote them must hear of it."""
+    done = cli("ingest", *cli.shelf, "--set", "alone=2", stdin=b"1\n2\n3\n")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        b"netcore: 3 events ingested, 3 stored",
+        b"netcore: 2 of them ended with this process: no other node has them; were its peers up?",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

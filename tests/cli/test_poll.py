@@ -123,7 +123,11 @@ def test_poll_payload_that_is_not_one_line_of_json_is_made_one(cli: Cli) -> None
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--from", "not-a-cursor"], b"cursor"),
+        (
+            ["--from", "yesterday"],
+            b"--from takes earliest, tail, a time (2026-01-31T12:00:00Z) or a cursor, and 'yest",
+        ),
+        (["--cursor-file", "bad.cursor"], b"--cursor-file bad.cursor: 'not a cursor'"),
         (["--shards", "0,x"], b"--shards takes ids separated by commas, not '0,x'"),
         (["--shards", "70000"], b"65,535"),
         (["--filter", "{"], b"--filter is not a JSON object"),
@@ -134,10 +138,20 @@ def test_poll_payload_that_is_not_one_line_of_json_is_made_one(cli: Cli) -> None
 def test_poll_asked_wrongly_is_exit_2(arguments: list[str], said: bytes, cli: Cli, here: Here) -> None:
     """A cursor, filter or shard that cannot be used is one line on stderr."""
     (cli.folder / "empty.cursor").touch()
+    (cli.folder / "bad.cursor").write_text("not a cursor")
     done = here("poll", *arguments, *cli.shelf)
     assert (done.returncode, done.stdout) == (2, b"")
     assert said in done.stderr
     assert done.stderr.count(b"\n") == 1
+
+
+def test_poll_without_events_says_what_the_adapter_knows_of_it(cli: Cli) -> None:
+    """Without peers nothing can come; an empty store is as quiet as an empty file."""
+    done = cli("poll", *cli.shelf)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    done = cli("poll", *cli.shelf, "--set", "alone=1")
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert done.stderr == b"netcore: no events: 0 peers are linked\n"
 
 
 @pytest.mark.parametrize("adapter", ["memory", "noop"])
