@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _EXAMPLE: Final = "2026-01-31T12:00:00Z"
 _PAGE: Final = 1000
 _LONG_POLL: Final = 5.0
+_HEARSAY: Final = 1.0
+"""Seconds without an event after which what peers had to tell is taken to be told."""
 _PATIENCE: Final = 30
 """Seconds without an event, while more are known to exist, after which the command gives up."""
 
@@ -86,7 +88,13 @@ def command(
     if cursor_file is not None and not cursor_file.absolute().parent.is_dir():
         raise ConfigError(f"--cursor-file: the folder of {cursor_file} does not exist")
     request = _request(begin, shards, filter_json, cursor_file)
-    job = _Job(request, limit=limit, follow=follow, meta=meta, cursor_file=cursor_file)
+    wait = 0.0
+    if follow:
+        wait = _LONG_POLL
+    elif capabilities.shared and capabilities.watermark:
+        # No store but a node among others, opened a moment ago: what these hold is still coming in.
+        wait = _HEARSAY
+    job = _Job(request, limit=limit, follow=follow, wait=wait, meta=meta, cursor_file=cursor_file)
     try:
         return run(lambda stop: job.run(config, stop))
     except CursorError as error:
@@ -146,12 +154,14 @@ class _Job:
         *,
         limit: int | None,
         follow: bool,
+        wait: float,
         meta: bool,
         cursor_file: Path | None,
     ) -> None:
         self._request = request
         self._left = limit
         self._follow = follow
+        self._wait = wait
         self._meta = meta
         self._cursor_file = cursor_file
         self._failing: dict[int, str] = {}
@@ -168,8 +178,7 @@ class _Job:
     async def _pages(self, bus: EventBus, stop: Stop) -> int:
         quiet_since = time.monotonic()
         while self._left is None or self._left > 0:
-            wait = _LONG_POLL if self._follow else 0.0
-            page = await stop.until(partial(bus.poll, self._next_request(), wait=wait))
+            page = await stop.until(partial(bus.poll, self._next_request(), wait=self._wait))
             if page is None:  # interrupted: the cursor covers what was printed
                 break
             self._report(page)

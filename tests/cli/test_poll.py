@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from netcore import EventBusConfig, blocking
+from netcore.testing.servers import free_port
+
 Cli = Any
 Here = Any
 
@@ -152,6 +155,21 @@ def test_poll_without_events_says_what_the_adapter_knows_of_it(cli: Cli) -> None
     done = cli("poll", *cli.shelf, "--set", "alone=1")
     assert (done.returncode, done.stdout) == (0, b"")
     assert done.stderr == b"netcore: no events: 0 peers are linked\n"
+
+
+def test_poll_of_a_mesh_waits_for_what_the_peers_hold(cli: Cli) -> None:
+    """A node that opened a moment ago has none of it yet: an empty page is not the end."""
+    mesh = pytest.importorskip("net_adapter_mesh")
+    cli.env["NETCORE_PLUGINS"] = "mesh"
+    address = f"tcp://127.0.0.1:{free_port()}"
+    with blocking.EventBus(EventBusConfig(adapter=mesh.MeshConfig(listen=address))) as bus:
+        for n in range(2500):
+            bus.ingest({"n": n})
+        bus.flush()
+        for _ in range(3):
+            done = cli("poll", "--adapter", "mesh", "--set", f'peers=["{address}"]')
+            assert (done.returncode, done.stderr) == (0, b"")
+            assert sorted(numbers(done.stdout)) == list(range(2500))
 
 
 @pytest.mark.parametrize("adapter", ["memory", "noop"])
