@@ -13,7 +13,7 @@ from netcore import AdapterConfig, ConfigError, mask_credentials
 __all__ = ["RedisConfig"]
 
 _SECRET: Final = frozenset({"username", "password", "ssl_password"})
-_QUERY: Final = re.compile(r"db|username|password|ssl_\w+|client_name|socket_keepalive")
+_QUERY: Final = frozenset({"db", "username", "password", "client_name", "socket_keepalive"})
 _TLS: Final = (
     "ssl_ca_certs",
     "ssl_ca_path",
@@ -120,10 +120,12 @@ class RedisConfig(AdapterConfig, frozen=True, kw_only=True, tag="redis", repr_om
             raise ConfigError(f"url {shown!r} names no place to connect to")
         if parts.scheme != "unix" and not re.fullmatch(r"/?\d{0,9}/?", parts.path):
             raise ConfigError(f"url {shown!r}: what follows the host must be a database number")
-        for name, _ in parse_qsl(parts.query, keep_blank_values=True):
-            if not _QUERY.fullmatch(name):
+        options = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+        for name in options:
+            if name not in _QUERY and name not in _TLS:
                 raise ConfigError(f"url option {name!r} is not supported; use the fields of RedisConfig")
-        if parts.scheme != "rediss" and (given := self.tls_options()):
+        given = [*(name for name in options if name in _TLS), *self.tls_options()]
+        if parts.scheme != "rediss" and given:
             raise ConfigError(f"{', '.join(given)} need a url that starts with rediss://")
         database = self.database()
         if self.cluster and (parts.scheme == "unix" or database):

@@ -24,7 +24,7 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from net_adapter_redis.config import RedisConfig
 from net_adapter_redis.links import Link
 from net_adapter_redis.resp import command
-from netcore import ConfigError
+from netcore import ConfigError, mask_credentials
 
 __all__ = ["Network"]
 
@@ -169,8 +169,12 @@ class Network:
 def _settings(config: RedisConfig, timeout: float) -> tuple[type[AbstractConnection], dict[str, Any]]:
     """Return the class of connection and its keyword arguments."""
     settings: dict[str, Any] = {"host": "localhost", "port": 6379}
-    with contextlib.suppress(KeyError):
+    try:
         settings |= dict(parse_url(config.url))
+        if "ssl_min_version" in settings:  # redis-py before 8.1 leaves it text
+            settings["ssl_min_version"] = int(settings["ssl_min_version"])
+    except ValueError as error:
+        raise ConfigError(f"url {mask_credentials(config.url)!r} cannot be used: {error}") from error
     kind = settings.pop("connection_class", Connection)
     if issubclass(kind, UnixDomainSocketConnection):
         del settings["host"], settings["port"]
@@ -198,7 +202,7 @@ def _check_tls(settings: dict[str, Any]) -> None:
     try:
         probe = SSLConnection(**settings)
         probe.ssl_context.get()
-    except (OSError, ValueError, redis_errors.RedisError) as error:
+    except (OSError, TypeError, ValueError, redis_errors.RedisError) as error:
         raise ConfigError(f"the ssl_* settings cannot be used: {error}") from error
 
 

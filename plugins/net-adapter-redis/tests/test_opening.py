@@ -82,6 +82,13 @@ async def test_open_unknown_host_is_transient_and_named() -> None:
         await adapter.open(adapter_context())
 
 
+async def test_open_with_an_option_in_the_url_of_another_type_is_a_wrong_setting() -> None:
+    """Whichever redis-py reads it; credentials are not shown."""
+    adapter = RedisAdapter(RedisConfig(url="rediss://me:s3cret@h/0?ssl_min_version=new"))
+    with pytest.raises(ConfigError, match=r"url 'rediss://\*\*\*@h/0\?ssl_min_version=new' cannot be used"):
+        await adapter.open(adapter_context())
+
+
 async def test_open_socket_that_is_not_there_is_transient_and_named(tmp_path: Path) -> None:
     """The server may start later; until then the path is what to look at."""
     path = tmp_path / "redis.sock"

@@ -192,7 +192,9 @@ def test_config_shows_no_credential_anywhere() -> None:
         ({"dedup_ttl_s": 1}, "dedup_ttl_s"),
         ({"cluster": True, "url": "redis://h/3"}, "cluster"),
         ({"cluster": True, "url": "unix:///s"}, "cluster"),
-        ({"ssl_ca_certs": "ca.pem"}, "ssl_ca_certs"),
+        ({"ssl_ca_certs": "ca.pem"}, "ssl_ca_certs need a url that starts with rediss://"),
+        ({"url": "redis://h?ssl_ca_certs=ca.pem"}, "ssl_ca_certs need a url that starts with rediss://"),
+        ({"url": "rediss://h?ssl_colour=red"}, "ssl_colour"),
     ],
 )
 def test_config_wrong_value_is_named(wrong: dict[str, Any], named: str) -> None:
