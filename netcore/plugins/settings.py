@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import typing
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -87,7 +88,16 @@ def _explain(error: msgspec.ValidationError, settings: dict[Any, Any], config: t
         except (KeyError, IndexError, TypeError, ValueError):
             return f"{path}: {what}"
     shown = "***" if _SECRET.search(path) else _masked(value)
-    return f"{path}: {what}, not {shown}"
+    if what.startswith("Invalid enum value") and (choices := _choices(config, path)):
+        return f"{path} must be one of {choices}, not {shown}"
+    return f"{path}: {what}: {shown}" if ", got" in what else f"{path}: {what}, not {shown}"
+
+
+def _choices(config: type[AdapterConfig], key: str) -> str:
+    """Return the values that a field may have, or nothing if that cannot be told."""
+    kind = typing.get_type_hints(config).get(key)
+    parts = [part for part in (kind, *typing.get_args(kind)) if typing.get_origin(part) is typing.Literal]
+    return ", ".join(repr(value) for part in parts for value in typing.get_args(part))
 
 
 def _unknown_key(full: str, key: str, table: str, config: type[AdapterConfig]) -> str:

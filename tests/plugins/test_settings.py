@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import msgspec
 import pytest
@@ -21,6 +21,7 @@ class ShopConfig(AdapterConfig, tag="shop", frozen=True):
     port: int = 1
     password: int = 0
     nodes: tuple[int, ...] = ()
+    pay: Literal["cash", "card"] | None = None
     tls: Tls = Tls()
 
     def __post_init__(self) -> None:
@@ -81,8 +82,9 @@ def test_adapter_config_every_form_gives_the_typed_config(setting: Any, manager:
     [
         ({"kind": "shop", "prot": 1}, r"unknown key 'prot'; did you mean 'port'\? \(it has: url, port"),
         ({"kind": "shop", "tls": {"verfy": 1}}, r"unknown key 'tls.verfy'"),
-        ({"kind": "shop", "port": "many"}, r"adapter 'shop': port: Expected `int`, got `str`, not 'many'"),
-        ({"kind": "shop", "nodes": [1, "x"]}, r"nodes\[1\]: Expected `int`, got `str`, not 'x'"),
+        ({"kind": "shop", "port": "many"}, r"adapter 'shop': port: Expected `int`, got `str`: 'many'"),
+        ({"kind": "shop", "nodes": [1, "x"]}, r"nodes\[1\]: Expected `int`, got `str`: 'x'"),
+        ({"kind": "shop", "pay": "gold"}, r"shop': pay must be one of 'cash', 'card', not 'gold'"),
         ({"kind": "shop", "port": 13}, r"adapter 'shop': port 13 is unlucky for shop://localhost"),
         ({"kind": "strict"}, r"missing required field `url`"),
         ("strict", r"missing required field `url`"),

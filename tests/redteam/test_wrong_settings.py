@@ -33,7 +33,10 @@ def test_setting_from_the_environment_that_is_wrong_names_its_variable(tmp_path:
     """The file is not to blame for it, and says so."""
     file = tmp_path / "netcore.toml"
     file.write_text("ring_capacity = 100\n")
-    with pytest.raises(ConfigError, match=r"netcore\.toml with NETCORE_BATCH__MAX_EVENT: .*`max_event`"):
+    with pytest.raises(
+        ConfigError,
+        match=r"netcore\.toml with NETCORE_BATCH__MAX_EVENT: .*'batch.max_event'; did you mean 'max_events'",
+    ):
         EventBusConfig.load(file, env={"NETCORE_BATCH__MAX_EVENT": "3"})
 
 

@@ -137,7 +137,7 @@ def _check_url(address: str) -> None:
     if parts.scheme not in ("nats", "tls"):
         raise ConfigError(f"url {shown!r} must begin with nats:// or tls://")
     if not parts.hostname or port == 0 or parts.path.strip("/") or parts.query or parts.fragment:
-        raise ConfigError(f"url {shown!r} must be scheme://[credentials@]host[:port] and nothing else")
+        raise ConfigError(f"url {shown!r} names no host, or more than host, port and credentials")
 
 
 def _check_text(name: str, value: object, pattern: re.Pattern[str]) -> None:
