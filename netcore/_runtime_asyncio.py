@@ -180,6 +180,7 @@ class AsyncioRuntime(Runtime):
             except StopIteration as ended:
                 value: T = ended.value
                 return value
+            self.suspended += 1
             async with asyncio.timeout(timeout):
                 return await _Resumed(steps, first)
         except asyncio.CancelledError as error:

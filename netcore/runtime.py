@@ -99,6 +99,8 @@ class Runtime(ABC):
 
     def __init__(self) -> None:
         self.thread_id: Final = threading.get_ident()
+        self.suspended = 0
+        """How many awaits in `within` let others run, as far as the loop can tell."""
 
     @property
     @abstractmethod

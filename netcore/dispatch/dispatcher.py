@@ -100,6 +100,7 @@ class Dispatcher:
         """Drain the shard until its ring is sealed and empty."""
         turn_ends = time.monotonic() + TURN_S
         while (columns := await self._batcher.next()).payloads:
+            suspended = self._runtime.suspended
             began = self._shard.busy_since = time.monotonic()
             await self._store(
                 Batch(
@@ -113,7 +114,9 @@ class Dispatcher:
             now = time.monotonic()
             self._shard.busy_since = None
             self._shard.busy_s += now - began
-            if now > turn_ends:
+            if self._runtime.suspended != suspended:  # others have run meanwhile
+                turn_ends = now + TURN_S
+            elif now > turn_ends:
                 await self._runtime.checkpoint()
                 turn_ends = time.monotonic() + TURN_S
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from netcore import (
     FlushTimeoutError,
     TransientAdapterError,
 )
+from netcore._runtime_asyncio import AsyncioRuntime
 from netcore.dispatch.batcher import Batcher
 from netcore.dispatch.dispatcher import Backoff, Dispatcher
 
@@ -419,6 +421,33 @@ async def test_one_slow_shard_never_stalls_the_others() -> None:
         await until(lambda: it.shard(1).dispatched == 1000)
         assert it.shard(0).dispatched == 0
         held.release()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_worker_whose_adapter_suspends_yields_no_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An append that let others run has been the worker's turn, however long it took."""
+    yielded = 0
+
+    async with lab(shards=1, batch=BatchConfig(max_events=10, max_delay_ms=1000)) as it:
+        append = it.faulty.append
+
+        async def slow(batch: Any) -> None:
+            await anyio.lowlevel.checkpoint()
+            time.sleep(0.002)  # noqa: ASYNC251 # longer than a turn, and blocking: a busy loop
+            await append(batch)
+
+        monkeypatch.setattr(it.faulty, "append", slow)
+
+        async def counted(self: Any) -> None:
+            nonlocal yielded
+            yielded += 1
+            await anyio.lowlevel.checkpoint()
+
+        monkeypatch.setattr(AsyncioRuntime, "checkpoint", counted)
+        it.bus.ingest_raw_many([b"%d" % n for n in range(200)])
+        await it.bus.flush(20)
+        assert it.shard(0).batches == 20
+        assert yielded == 0
 
 
 async def test_worker_whose_adapter_never_suspends_yields_to_the_loop() -> None:

@@ -7,7 +7,6 @@ import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from types import EllipsisType
 from typing import Any, ClassVar, Final
 
@@ -20,8 +19,9 @@ from net_adapter_mesh.bridge import Bell
 from net_adapter_mesh.config import MeshConfig
 from net_adapter_mesh.durable import SqliteStore
 from net_adapter_mesh.frames import INFINITY
+from net_adapter_mesh.gathering import Gatherer
 from net_adapter_mesh.lane import Entry, Vector
-from net_adapter_mesh.log import Log, Mark, Store
+from net_adapter_mesh.log import Log, Store
 from net_adapter_mesh.node import Node
 from net_adapter_mesh.packing import MAX_PAYLOAD_BYTES, Packer
 from net_adapter_mesh.reader import Reader
@@ -129,6 +129,7 @@ class MeshAdapter(Adapter[MeshConfig]):
         except zmq.ZMQError as error:
             raise TransientAdapterError(f"cannot listen on {self.config.listen}: {error}") from error
         self._node = node
+        self._gatherer = Gatherer(self._own, self._store, self._stored, node.appended, self._bell)
         if self.config.peers:
             await self._bell.until(lambda: node.settled, _FIRST_TABLES_S)
 
@@ -200,8 +201,8 @@ class MeshAdapter(Adapter[MeshConfig]):
             ]
             self._expected[key] = after
             self._last[batch.shard] = entries[-1].lsn
-            self._put(entries, (batch.producer, batch.shard, after))
-            node.appended(len(rest))
+            entries[-1].mark = (batch.producer, after)
+            self._gatherer.put(entries)
         await self._settled(node, self._last.get(batch.shard, 0))
 
     def _vector(self) -> Vector:
@@ -210,10 +211,7 @@ class MeshAdapter(Adapter[MeshConfig]):
             self._deps = dict(self._reader.returned)
         return self._deps
 
-    def _put(self, entries: list[Entry], mark: Mark | None = None) -> None:
-        self._store.put(self._own, entries, partial(self._stored, entries), mark)
-
-    def _stored(self, entries: list[Entry]) -> None:
+    def _stored(self, entries: Sequence[Entry]) -> None:
         """Publish own entries that the store has taken; any thread."""
         self._log.publish(entries)
         if self._node is not None:
@@ -266,7 +264,7 @@ class MeshAdapter(Adapter[MeshConfig]):
 
     def _watermark(self, w: int) -> None:
         if w > self._log.lane.w and self._log.uncovered():
-            self._put([self._log.stage(0, (), w, self._vector(), b"")])
+            self._gatherer.put([self._log.stage(0, (), w, self._vector(), b"")])
 
     async def streams(self) -> list[Stream]:
         """List every stream heard of, from any node."""
@@ -354,14 +352,15 @@ class MeshAdapter(Adapter[MeshConfig]):
             if node.failure is None and node.alive:
                 await self._part(node, deadline)
         finally:
+            self._gatherer.write()
             self._final = report(self.config, self._log, node)
             node.stop(max(0.5, deadline - time.monotonic()))
             self._store.close(max(0.5, deadline - time.monotonic()))
             self._bell.ring()
 
     async def _part(self, node: Node, deadline: float) -> None:
-        self._put([self._log.stage(0, (), self._seal(), self._vector(), b"")])
-        node.transport.wake()
+        self._gatherer.put([self._log.stage(0, (), self._seal(), self._vector(), b"")])
+        self._gatherer.write()
 
         def everybody() -> bool:
             head = self._log.lane.head

@@ -112,6 +112,15 @@ class Bell:
             else:
                 self._loop.call(self._rung)
 
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Run a callback in the loop's next turn. Loop thread only."""
+        self._loop.call_here(callback)
+
+    def look(self) -> None:
+        """Let the waiters look now. From a callback of the loop only."""
+        if self._waiting or self.eager:
+            self._rung()
+
     def _rung(self) -> None:
         self._under_way = False
         self._answer()

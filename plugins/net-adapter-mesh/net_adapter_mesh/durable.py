@@ -9,16 +9,17 @@ import sqlite3
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import IO, Final
 
 from net_adapter_mesh.config import MeshConfig
+from net_adapter_mesh.inplace import InPlace
 from net_adapter_mesh.keeper import Keeper
 from net_adapter_mesh.lane import Entry
-from net_adapter_mesh.log import Kept, Mark
-from net_adapter_mesh.tables import FORMAT, SCHEMA, Drop, Expected, Put, load, prune_expected, write
+from net_adapter_mesh.log import Kept, Put
+from net_adapter_mesh.tables import FORMAT, SCHEMA, Drop, Expected, load, prune_expected, write
 from netcore import AdapterRefusedError
 
 try:
@@ -31,9 +32,9 @@ __all__ = ["SqliteStore"]
 _SYNC: Final = {"batch": "FULL", "interval": "NORMAL", "never": "OFF"}
 _PAGES: Final = 4000  # at which SQLite checkpoints of its own accord
 _PAGES_WITH_KEEPER: Final = 32_768
-_MOST_HERE: Final = 1 << 20
-_SLOW_S: Final = 0.01
-_APART: Final = 10
+_PART_BYTES: Final = 1 << 20
+_SLOW_S: Final = 0.01  # for the event loop
+_SLOW_IO_S: Final = 0.05  # most of what the I/O thread waits there is for the interpreter lock
 _CACHE_BYTES: Final = 64 << 20
 _GROUP: Final = 512
 _GROUP_BYTES: Final = 8 << 20
@@ -63,12 +64,15 @@ class SqliteStore:
         self._config = config
         self._logger = logger
         self._directory = Path(str(config.log))
+        self.gathers = config.fsync != "batch"
+        """A statement for several entries costs less than one for each."""
         self._queue: queue.SimpleQueue[Put | Drop | None] = queue.SimpleQueue()
         self._ending = False
         self._cache: OrderedDict[int, Entry] = OrderedDict()
         self._cached_bytes = 0
         self._cache_lock = threading.Lock()
         self._read_lock = threading.Lock()
+        self._rows_lock = threading.Lock()
         self.failure = ""
         self._lock: IO[bytes] | None = None
         try:
@@ -76,7 +80,8 @@ class SqliteStore:
             self._lock = self._seize()
             self._reader = self._connect()
             self._reader.executescript(SCHEMA)
-            self._quick = self._connect(timeout=0.0, checkpoint_pages=0)
+            self._loop_here = InPlace(self._connect(timeout=0.0, checkpoint_pages=0), _SLOW_S)
+            self._io_here = InPlace(self._connect(timeout=0.0, checkpoint_pages=0), _SLOW_IO_S)
             self.origin = self._identify()
         except (OSError, sqlite3.Error) as error:
             self._release()
@@ -84,8 +89,6 @@ class SqliteStore:
         except BaseException:
             self._release()
             raise
-        self._asked = self._answered = 0  # puts of own entries left to the thread; those it answered
-        self._apart_until = 0.0
         self._keeper: Keeper | None = None
         if config.fsync != "batch":
             interval_s = config.fsync_interval_ms / 1000 if config.fsync == "interval" else None
@@ -124,8 +127,8 @@ class SqliteStore:
         return connection
 
     def _release(self) -> None:
-        for name in ("_quick", "_reader"):
-            connection: sqlite3.Connection | None = getattr(self, name, None)
+        for name in ("_loop_here", "_io_here", "_reader"):
+            connection: InPlace | sqlite3.Connection | None = getattr(self, name, None)
             if connection is not None:
                 connection.close()
         if self._lock is not None:
@@ -136,7 +139,10 @@ class SqliteStore:
         meta: dict[str, str] = dict(self._reader.execute("SELECT key, value FROM meta"))
         boot = _BOOT.read_text().strip() if _BOOT.exists() else ""
         if meta.get("format", FORMAT) != FORMAT:
-            raise AdapterRefusedError(f"the log in {self._directory} has format {meta['format']!r}")
+            raise AdapterRefusedError(
+                f"the log in {self._directory} has format {meta['format']}, this version keeps format {FORMAT}:"
+                " read it with the version that wrote it, or name another directory"
+            )
         if meta.get("mesh", self._config.name) != self._config.name:
             raise AdapterRefusedError(
                 f"the log in {self._directory} belongs to the mesh {meta['mesh']!r}, not {self._config.name!r}"
@@ -162,6 +168,7 @@ class SqliteStore:
     def load(self) -> list[Kept]:
         """Return all lanes, without bodies."""
         lanes, expected = load(self._reader)
+        self._rows = count(1 + max((entry.row for lane in lanes for entry in lane.entries), default=0))
         self._expected = prune_expected(self._reader, expected)
         return lanes
 
@@ -169,59 +176,36 @@ class SqliteStore:
         """Return, per (producer, shard), the next sequence number; of the latest producers. After `load`."""
         return self._expected
 
-    def put(
-        self, origin: str, entries: Sequence[Entry], done: Callable[[], None], mark: Mark | None = None
-    ) -> None:
-        """Write the entries, at once or with the writer thread's next group; then call `done`.
+    def put(self, group: Sequence[Put]) -> None:
+        """Write the entries, at once or with the writer thread's next group; then call each `done`.
 
-        Own entries come from the event loop. It writes them itself where that is no more than
-        handing bytes to the operating system: if nothing is to be synced, they are few, nothing is
-        before them in the queue, no checkpoint is in the way, and it has not just been slow (then for ten times as long as it took).
-        Handing them to the thread and waiting for it costs more than writing them.
+        At once, in parts of about 1 MiB, where that is no more than handing bytes to the operating
+        system: nothing is to be synced, and no checkpoint is in the way. See `InPlace`.
         """
-        item = Put(origin, entries, done, mark)
-        if origin == self.origin:
-            if self._write_here(item):
-                done()
-                return
-            self._asked += 1
-            item = item._replace(done=partial(self._answer, done))
-        self._queue.put(item)
-
-    def _write_here(self, item: Put) -> bool:
-        keeper = self._keeper
-        size = sum(entry.size for entry in item.entries)
-        began = time.monotonic()
-        if (
-            keeper is None or keeper.failing or self.failure or size > _MOST_HERE
-            or self._asked != self._answered or began < self._apart_until
-        ):  # fmt: skip
-            return False
-        try:
-            write(self._quick, [item])
-        except sqlite3.Error:
-            return False  # the thread waits for what is in the way, or says what is wrong
-        keeper.wrote(size)
-        now = time.monotonic()
-        if now - began > _SLOW_S:
-            self._apart_until = now + _APART * (now - began)
-        return True
-
-    def _answer(self, done: Callable[[], None]) -> None:
-        done()
-        self._answered += 1
+        with self._rows_lock:
+            for put in group:
+                for entry in put.entries:
+                    entry.row = next(self._rows)
+        here = self._loop_here if group[0].origin == self.origin else self._io_here
+        for part, size in _parts(group):
+            keeper = self._keeper
+            if keeper and not (keeper.failing or self.failure) and here.write(part, size):
+                keeper.wrote(size)
+                for put in part:
+                    put.done()
+            else:
+                for put in part:
+                    self._queue.put(here.leave(put))
 
     def drop(self, origin: str, entries: Sequence[Entry]) -> None:
         """Delete trimmed entries with some later group."""
         self._queue.put(Drop(origin, entries))
 
-    def body(self, origin: str, lsn: int) -> bytes | None:
+    def body(self, entry: Entry) -> bytes | None:
         """Read a body from disk; None if it was trimmed."""
         with self._read_lock:
-            row = self._reader.execute(
-                "SELECT body FROM entries WHERE origin = ? AND lsn = ?", (origin, lsn)
-            ).fetchone()
-        return row[0] if row else None
+            found = self._reader.execute("SELECT body FROM entries WHERE row = ?", (entry.row,)).fetchone()
+        return found[0] if found else None
 
     def cached(self, entry: Entry) -> None:
         """Keep the bodies of the newest 64 MiB in memory, let go of older ones."""
@@ -299,3 +283,18 @@ class SqliteStore:
             return False
         self.failure = ""
         return True
+
+
+def _parts(group: Sequence[Put]) -> Iterator[tuple[list[Put], int]]:
+    """Yield a group in parts of about 1 MiB, and their sizes."""
+    part: list[Put] = []
+    size = 0
+    for put in group:
+        more = sum(entry.size for entry in put.entries)
+        if part and size + more > _PART_BYTES:
+            yield part, size
+            part, size = [], 0
+        part.append(put)
+        size += more
+    if part:
+        yield part, size

@@ -36,7 +36,7 @@ from net_adapter_mesh.frames import (
 from net_adapter_mesh.gossip import Members
 from net_adapter_mesh.lane import Entry
 from net_adapter_mesh.link import Link
-from net_adapter_mesh.log import Log, Store
+from net_adapter_mesh.log import Log, Put, Store
 from net_adapter_mesh.routing import Routing
 
 __all__ = ["Exchange"]
@@ -85,6 +85,7 @@ class Exchange:
         self.links: dict[str, Link] = {}
         self.routing = Routing(log, members, self.links, config)
         self.acked: dict[str, int] = {}
+        self._arrived: list[Put] = []
         self.dirty = False
         """The table has changed in a way that others should hear of soon."""
         self.stale = False
@@ -263,8 +264,15 @@ class Exchange:
             return
         upto = max(message.upto, fresh[-1].lsn if fresh else 0)
         self.routing.progress(origin, upto)
-        done = partial(self._stored, link, origin, fresh, upto, size)
-        self._store.put(origin, fresh, done)
+        self._arrived.append(Put(origin, fresh, partial(self._stored, link, origin, fresh, upto, size)))
+        if not self._store.gathers:
+            self.keep()
+
+    def keep(self) -> None:
+        """Hand what came in to the store; what came in one turn of the thread together, in parts of some MiB."""
+        if self._arrived:
+            group, self._arrived = self._arrived, []
+            self._store.put(group)
 
     def _stored(self, link: Link, origin: str, fresh: list[Entry], upto: int, size: int) -> None:
         """Show what the store has taken; any thread."""
@@ -314,7 +322,7 @@ class Exchange:
         frames: list[Body] = [b""]
         size, deps = 0, None
         for entry in entries:
-            body = self._log.body_of(origin, entry) if entry.count else b""
+            body = self._log.body_of(entry) if entry.count else b""
             if body is None:
                 continue  # trimmed meanwhile
             shown = None if entry.deps is deps else dict(entry.deps)

@@ -1,4 +1,4 @@
-"""The thread beside the durable log's writers: it syncs their write-ahead log, and empties it."""
+"""The thread beside the durable log's writers: it syncs their write-ahead log, empties it, makes room."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from net_adapter_mesh.reserving import reserve
+
 __all__ = ["Keeper"]
 
 _CHECKPOINT_BYTES: Final = 256 << 20
+_COMMIT_BYTES: Final = 32 << 10
+"""What a commit writes beside bodies: two pages."""
+_AHEAD: Final = 64 << 20
 _QUIET_S: Final = 1.0
 _PAUSE_S: Final = 0.05
 
@@ -23,6 +28,11 @@ class Keeper:
     While there are none, it checkpoints every 256 MiB: a checkpoint writes and syncs everything a
     second time. It copies most of the log beside those who write, and then, holding them up, only
     what they wrote in that time.
+
+    It reserves the log's space, at least 64 MiB ahead of what is written and twice what came in the
+    last interval: a sync then finds the file's size and blocks settled, and neither it nor those
+    who write wait for the file system's journal. SQLite reads a log up to the first frame that is
+    none, so what is reserved means nothing to it. Where space cannot be reserved, all else is the same.
 
     Args:
         wal: the write-ahead log.
@@ -46,6 +56,9 @@ class Keeper:
         self._interval_s = interval_s
         self._logger = logger
         self._unmoved = 0
+        self._looked = 0  # what was unmoved at the last look
+        self._reserved = 0
+        self._reserve()
         self._dirty = threading.Event()
         self._ended = threading.Event()
         self.failing = False
@@ -57,7 +70,7 @@ class Keeper:
 
     def wrote(self, size: int) -> None:
         """Take note of `size` bytes committed. Any thread; a count lost to a race does not matter."""
-        self._unmoved += size
+        self._unmoved += size + _COMMIT_BYTES
         if not self._dirty.is_set():
             self._dirty.set()
 
@@ -80,6 +93,7 @@ class Keeper:
             while not self._ended.is_set():
                 quiet = not self._dirty.wait(_QUIET_S if self._unmoved else None)
                 self._dirty.clear()
+                self._reserve()
                 if self._interval_s is not None and not quiet:
                     self._sync()
                 if quiet or self._unmoved >= _CHECKPOINT_BYTES:
@@ -88,6 +102,14 @@ class Keeper:
                 self._ended.wait(_PAUSE_S if self._interval_s is None else self._interval_s)
         finally:
             connection.close()
+
+    def _reserve(self) -> None:
+        written = self._unmoved
+        grown, self._looked = max(0, written - self._looked), written
+        wanted = -(-(written + max(_AHEAD, 2 * grown)) // _AHEAD) * _AHEAD
+        wanted = min(wanted, _CHECKPOINT_BYTES + _AHEAD)
+        if wanted > self._reserved >= 0:
+            self._reserved = wanted if reserve(self._wal, self._reserved, wanted) else -1
 
     def _sync(self) -> None:
         try:

@@ -8,13 +8,15 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 from net_adapter_mesh.frames import Body
 
-__all__ = ["Entry", "Lane", "Limits", "StreamView", "Vector"]
+__all__ = ["Entry", "Lane", "Limits", "Mark", "StreamView", "Vector"]
 
 Vector = Mapping[str, int]
+Mark: TypeAlias = tuple[str, int]
+"""Producer, and the sequence number expected next of it in the entry's shard."""
 _COMPACT: Final = 256
 
 
@@ -51,6 +53,8 @@ class Entry:
         seen: version of the log at which it became visible; 0: not yet.
         gap: shown although what it depends on was not to be had.
         live: retained.
+        mark: what is expected next of the producer whose batch it ends, or None.
+        row: its key in a durable log.
     """
 
     __slots__ = (
@@ -62,6 +66,8 @@ class Entry:
         "live",
         "lo",
         "lsn",
+        "mark",
+        "row",
         "seen",
         "shard",
         "size",
@@ -94,6 +100,8 @@ class Entry:
         self.seen = 0
         self.gap = False
         self.live = True
+        self.mark: Mark | None = None
+        self.row = 0
 
     @property
     def end(self) -> int:
@@ -231,14 +239,14 @@ class Lane:
         return gone
 
     def after(self, lsn: int, max_bytes: int, max_entries: int = 1024) -> tuple[list[Entry], int]:
-        """Return live entries above `lsn`, at least one if there is one, and how far they reach."""
+        """Return live entries above `lsn`, up to the one that makes them `max_bytes`, and how far they reach."""
         found: list[Entry] = []
         size = 0
         index = bisect_right(self.entries, lsn, key=lambda entry: entry.lsn)
         while index < len(self.entries):
             entry = self.entries[index]
             if entry.live:
-                if found and (size + entry.size > max_bytes or len(found) >= max_entries):
+                if size >= max_bytes or len(found) >= max_entries:
                     return found, found[-1].lsn
                 found.append(entry)
                 size += entry.size

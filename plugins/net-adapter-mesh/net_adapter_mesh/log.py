@@ -5,17 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple, Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol
 
 from net_adapter_mesh.causal import Visibility
 from net_adapter_mesh.frames import Body, LaneRow, WireEntry
 from net_adapter_mesh.lane import Entry, Lane, Limits, StreamView, Vector
 
-__all__ = ["Kept", "Log", "Mark", "Store"]
+__all__ = ["Kept", "Log", "Put", "Store"]
 
 _EMPTY: Final[Vector] = {}
-Mark: TypeAlias = tuple[str, int, int]
-"""Producer, shard, next expected sequence number."""
 
 
 class Kept(NamedTuple):
@@ -29,8 +27,16 @@ class Kept(NamedTuple):
     floor: int
 
 
+class Put(NamedTuple):
+    """Entries to be kept, all or none, and whom to tell."""
+
+    origin: str
+    entries: Sequence[Entry]
+    done: Callable[[], None]
+
+
 class Store(Protocol):
-    """Where entries are kept beside memory. `put` answers through a callback, maybe at once."""
+    """Where entries are kept beside memory. `put` answers through callbacks, maybe at once."""
 
     failure: str
     """Why nothing can be kept at present, or ""."""
@@ -39,15 +45,20 @@ class Store(Protocol):
     def unsynced(self) -> str:
         """Why what is kept is not synced as promised, or ""."""
 
-    def put(
-        self, origin: str, entries: Sequence[Entry], done: Callable[[], None], mark: Mark | None = None
-    ) -> None:
-        """Keep the entries and the mark, then call `done` (any thread); of one origin in order."""
+    @property
+    def gathers(self) -> bool:
+        """Whether what comes in one turn of a thread had better be put together, at its end."""
+
+    def put(self, group: Sequence[Put]) -> None:
+        """Keep what is put, then call each `done` (any thread); of one origin in order.
+
+        Own entries come from the loop's thread, those of others from the I/O thread, never both at once.
+        """
 
     def drop(self, origin: str, entries: Sequence[Entry]) -> None:
         """Let go of trimmed entries."""
 
-    def body(self, origin: str, lsn: int) -> Body | None:
+    def body(self, entry: Entry) -> Body | None:
         """Return a body that memory no longer has."""
 
     def cached(self, entry: Entry) -> None:
@@ -288,10 +299,10 @@ class Log:
             lane = self.lanes.get(origin)
             return lane.after(after, max_bytes) if lane else ([], 0)
 
-    def body_of(self, origin: str, entry: Entry) -> Body | None:
+    def body_of(self, entry: Entry) -> Body | None:
         """Return an entry's body, from disk if need be; None once it was trimmed."""
         body = entry.body
-        return body if body is not None or not entry.live else self._store.body(origin, entry.lsn)
+        return body if body is not None or not entry.live else self._store.body(entry)
 
     def newer(self, known: Mapping[tuple[str, int], int]) -> bool:
         """Tell whether a stream (origin, shard) has visible events past its known position."""

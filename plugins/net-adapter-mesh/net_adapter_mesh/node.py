@@ -141,8 +141,8 @@ class Node:
         if threading.current_thread() is not self._thread:
             self._transport.wake()
 
-    def appended(self, count: int) -> None:
-        """Say that the own lane grew by `count` events. Now and then see to it that the thread really runs.
+    def appended(self, batches: int, events: int) -> None:
+        """Say that the own lane grew. Now and then see to it that the thread really runs.
 
         A loop thread that keeps the interpreter lock busy starves the others: each release lets
         it be taken again before a waiter wakes. So wait, briefly, until the thread has picked up:
@@ -150,14 +150,14 @@ class Node:
         off here delays their way out. The latter at most once a millisecond, and seldom while the
         thread does not come to run that soon.
         """
-        self._unpicked += 1
+        self._unpicked += batches
         self._transport.wake()
         if not self.exchange.links:
             return
         if self._unpicked >= _STARVED:
             self._picked.clear()
             self._picked.wait(_HAND_OFF_S)
-        elif count <= _FEW and (now := time.monotonic()) >= self._next_hand_off:
+        elif events <= _FEW and (now := time.monotonic()) >= self._next_hand_off:
             self._picked.clear()
             taken = self._unpicked == 0 or self._picked.wait(_FEW_HAND_OFF_S)
             self._next_hand_off = now + (_FEW_PAUSE_S if taken else _FEW_FAILED_S)
@@ -199,6 +199,7 @@ class Node:
         due = min(self._next_tick, self._w_due or self._next_tick)
         idle = not self._commands
         self._transport.poll(max(0.0, due - now) if idle else 0.0)
+        self.exchange.keep()
         self._unpicked = 0
         if not self._picked.is_set():
             self._picked.set()

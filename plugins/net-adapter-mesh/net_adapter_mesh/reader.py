@@ -125,7 +125,7 @@ class Reader:
         known = self._decoded.get(key)
         if known is not None:
             return known
-        body = self._log.body_of(stream.origin, entry)
+        body = self._log.body_of(entry)
         if body is None:
             return []
         try:

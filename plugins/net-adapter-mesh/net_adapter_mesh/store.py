@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from net_adapter_mesh.lane import Entry
-from net_adapter_mesh.log import Mark
+from net_adapter_mesh.log import Put
 
 __all__ = ["MemoryStore"]
 
@@ -15,17 +15,17 @@ class MemoryStore:
 
     failure = ""
     unsynced = ""
+    gathers = False
 
-    def put(
-        self, origin: str, entries: Sequence[Entry], done: Callable[[], None], mark: Mark | None = None
-    ) -> None:
-        """Call `done` at once."""
-        done()
+    def put(self, group: Sequence[Put]) -> None:
+        """Call each `done` at once."""
+        for put in group:
+            put.done()
 
     def drop(self, origin: str, entries: Sequence[Entry]) -> None:
         """Do nothing."""
 
-    def body(self, origin: str, lsn: int) -> bytes | None:
+    def body(self, entry: Entry) -> bytes | None:
         """Know nothing."""
         return None
 

@@ -8,36 +8,41 @@ itself: whatever would need rows of its own for each batch is told by the entry.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
 from net_adapter_mesh.lane import Entry, Vector
-from net_adapter_mesh.log import Kept, Mark
+from net_adapter_mesh.log import Kept, Put
 
-__all__ = ["FORMAT", "SCHEMA", "Drop", "Expected", "Put", "load", "prune_expected", "write"]
+__all__ = ["FORMAT", "SCHEMA", "Drop", "Expected", "load", "prune_expected", "write"]
 
-FORMAT: Final = "2"
+FORMAT: Final = "3"
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS lanes (origin TEXT PRIMARY KEY, head INT, w INT, floor INT);
 CREATE TABLE IF NOT EXISTS streams (origin TEXT, shard INT, next INT, key INT, PRIMARY KEY (origin, shard));
 CREATE TABLE IF NOT EXISTS expected (producer TEXT, shard INT, next INT, PRIMARY KEY (producer, shard));
 CREATE TABLE IF NOT EXISTS entries (
-    origin TEXT, lsn INT, shard INT, start INT, count INT, w INT, lo INT, hi INT, deps BLOB,
-    producer TEXT, expected INT, body BLOB, PRIMARY KEY (origin, lsn)
+    row INTEGER PRIMARY KEY, origin TEXT, lsn INT, shard INT, start INT, count INT, w INT, lo INT, hi INT,
+    deps BLOB, producer TEXT, expected INT, body BLOB
 );
 """
-"""`lanes`, `streams` and `expected` say for entries that were deleted what entries say themselves."""
+"""`lanes`, `streams` and `expected` say for entries that were deleted what entries say themselves.
+
+Rows are numbered as they come, whatever their lane: each is added at the end of the one tree, there
+is no index beside it, and who looks for an entry has its row's number in memory.
+"""
 
 Expected: TypeAlias = dict[tuple[str, int], int]
 """(producer, shard) -> next sequence number."""
 
 _INSERT: Final = "INSERT OR REPLACE INTO entries VALUES "
-_ROW: Final = "(?,?,?,?,?,?,?,?,?,?,?,?)"
-_ROWS_AT_ONCE: Final = 64  # 768 parameters; the least that any SQLite allows is 999
+_ROW: Final = "(?,?,?,?,?,?,?,?,?,?,?,?,?)"
+_ROWS_AT_ONCE: Final = 64  # 832 parameters; the least that any SQLite allows is 999
 _PRODUCERS: Final = 64
+_NO_MARK: Final = (None, None)
 _MOVE_LANE: Final = (
     "INSERT INTO lanes VALUES (?, ?, ?, ?) ON CONFLICT (origin) DO UPDATE SET head = max(head, excluded.head),"
     " w = max(w, excluded.w), floor = max(floor, excluded.floor)"
@@ -49,17 +54,8 @@ _MOVE_STREAM: Final = (
 _KEEP_EXPECTED: Final = (
     "INSERT OR REPLACE INTO expected SELECT producer, shard, max(expected, ifnull((SELECT next FROM expected"
     " WHERE producer = entries.producer AND shard = entries.shard), 0)) FROM entries"
-    " WHERE origin = ? AND lsn = ? AND producer IS NOT NULL"
+    " WHERE row = ? AND producer IS NOT NULL"
 )
-
-
-class Put(NamedTuple):
-    """Entries to be kept, all or none."""
-
-    origin: str
-    entries: Sequence[Entry]
-    done: Callable[[], None]
-    mark: Mark | None
 
 
 class Drop(NamedTuple):
@@ -96,9 +92,9 @@ def write(connection: sqlite3.Connection, group: Sequence[Put | Drop]) -> None:
         raise
 
 
-def _rows(puts: Sequence[Put]) -> list[list[Any]]:
-    """Return the rows of a group's entries; the last one of a put tells its mark."""
-    rows: list[list[Any]] = []
+def _rows(puts: Sequence[Put]) -> list[tuple[Any, ...]]:
+    """Return the rows of a group's entries."""
+    rows: list[tuple[Any, ...]] = []
     deps: Vector | None = None
     vector = b""
     for put in puts:
@@ -107,12 +103,10 @@ def _rows(puts: Sequence[Put]) -> list[list[Any]]:
                 continue
             if entry.deps is not deps:
                 deps, vector = entry.deps, msgspec.msgpack.encode(entry.deps)
-            rows.append([
-                put.origin, entry.lsn, entry.shard, entry.start, entry.count, entry.w, entry.lo, entry.hi,
-                vector, None, None, entry.body,
-            ])  # fmt: skip
-        if put.mark is not None:
-            rows[-1][9], rows[-1][10] = put.mark[0], put.mark[2]
+            rows.append((
+                entry.row, put.origin, entry.lsn, entry.shard, entry.start, entry.count, entry.w, entry.lo,
+                entry.hi, vector, *(entry.mark or _NO_MARK), entry.body,
+            ))  # fmt: skip
     return rows
 
 
@@ -123,12 +117,12 @@ def _insert(connection: sqlite3.Connection, rows: Sequence[Sequence[Any]]) -> No
 
 def _delete(connection: sqlite3.Connection, drop: Drop) -> None:
     """Delete entries, keeping what nothing else would tell any more."""
-    keys = [(drop.origin, entry.lsn) for entry in drop.entries]
+    keys = [(entry.row,) for entry in drop.entries]
     connection.executemany(_KEEP_EXPECTED, keys)
-    connection.executemany("DELETE FROM entries WHERE origin = ? AND lsn = ?", keys)
+    connection.executemany("DELETE FROM entries WHERE row = ?", keys)
     ends = {entry.shard: (drop.origin, entry.shard, entry.end, entry.hi) for entry in drop.entries}
     connection.executemany(_MOVE_STREAM, ends.values())
-    last, w = max(key[1] for key in keys), max(entry.w for entry in drop.entries)
+    last, w = max(entry.lsn for entry in drop.entries), max(entry.w for entry in drop.entries)
     connection.execute(_MOVE_LANE, (drop.origin, last, w, last))
 
 
@@ -146,20 +140,20 @@ def load(connection: sqlite3.Connection) -> tuple[list[Kept], Expected]:
         for producer, shard, seq in run("SELECT producer, shard, next FROM expected ORDER BY rowid")
     }
     vectors: dict[bytes, Vector] = {}
-    for origin, lsn, shard, start, count, w, lo, hi, deps, producer, seq, size in run(
-        "SELECT origin, lsn, shard, start, count, w, lo, hi, deps, producer, expected, length(body)"
-        " FROM entries ORDER BY origin, lsn"
+    for row, origin, lsn, shard, start, count, w, lo, hi, deps, producer, seq, size in run(
+        "SELECT row, origin, lsn, shard, start, count, w, lo, hi, deps, producer, expected, length(body)"
+        " FROM entries ORDER BY row"
     ):
         if deps not in vectors:
             vectors[deps] = msgspec.msgpack.decode(deps, type=dict[str, int])
         entry = Entry(lsn, shard, start, count, w, lo, hi, vectors[deps], None)
-        entry.size = size
+        entry.size, entry.row = size, row
         kept = lanes.get(origin) or Kept(origin, [], {}, 0, 0, 0)
         kept.entries.append(entry)
         kept.ends[shard] = (entry.end, hi)
         lanes[origin] = kept._replace(head=max(kept.head, lsn), w=max(kept.w, w))
         if producer is not None:
-            # The latest come last; but of several own lanes, an older one may be read after a newer.
+            # The latest come last; but what rows told that were deleted may be greater.
             expected[producer, shard] = max(seq, expected.pop((producer, shard), 0))
     return list(lanes.values()), expected
 

@@ -3,12 +3,15 @@
 import contextlib
 import os
 import sqlite3
+from functools import partial
 
 import anyio
+import msgspec
 import pytest
 from mesh_cluster import assert_complete
-from net_adapter_mesh import MeshAdapter, MeshConfig, durable
+from net_adapter_mesh import MeshAdapter, MeshConfig, durable, inplace, keeper
 from net_adapter_mesh.keeper import Keeper
+from net_adapter_mesh.reserving import reserve
 
 from netcore import AdapterRefusedError, Batch, Stream, TransientAdapterError
 from netcore.testing.contract import adapter_context
@@ -37,15 +40,16 @@ def test_durable_node_killed_has_all_acknowledged_and_goes_on(cluster, tmp_path,
         assert events[-1][4] == "after"
 
 
-def test_durable_peer_killed_resumes_from_its_position(cluster, tmp_path):
+@pytest.mark.parametrize("fsync", ["batch", "interval"])
+def test_durable_peer_killed_resumes_from_its_position(cluster, tmp_path, fsync):
     """A replica that was killed has what it stored and fetches only the rest."""
     a = cluster.start()
     a.ask("load", count=10_000, batch=500)
-    b = cluster.start(peers=[a.address], log=str(tmp_path / "b"))
+    b = cluster.start(peers=[a.address], log=str(tmp_path / "b"), fsync=fsync)
     b.ask("gather", count=10_000, full=False)
     b.kill()
     a.ask("load", count=1000, batch=100, tag="more")
-    again = cluster.start(peers=[a.address], log=str(tmp_path / "b"))
+    again = cluster.start(peers=[a.address], log=str(tmp_path / "b"), fsync=fsync)
     assert_complete(again.ask("gather", count=11_000)["events"], 11_000)
     links = again.ask("stats")["links"]
     assert sum(link["bytes_received"] for link in links) < 2 * 1000 * 120
@@ -81,6 +85,70 @@ def test_durable_log_after_a_crash_of_the_machine_begins_a_new_lane(cluster, tmp
     assert {(event[0], event[2]) for event in events} == {(a.origin, 1), (again.origin, 1)}
 
 
+@pytest.mark.parametrize("share", [0.3, 0.99])
+def test_durable_log_whose_end_was_not_written_is_whole_up_to_there(cluster, tmp_path, share):
+    """A machine that goes down loses the log's end, wherever it stops, and nothing before it."""
+    a = cluster.start(log=str(tmp_path / "a"), fsync="interval", node_id="n")
+    a.ask("load", count=5000, shards=1, batch=10)
+    a.kill()
+    wal = tmp_path / "a" / "mesh.sqlite3-wal"
+    frames = len(wal.read_bytes().rstrip(b"\0"))
+    cut = int(frames * share)
+    with wal.open("r+b") as file:  # reserved and never written: zeros
+        file.seek(cut)
+        file.write(bytes(frames - cut))
+    with contextlib.closing(sqlite3.connect(tmp_path / "a" / "mesh.sqlite3")) as log, log:
+        assert log.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        log.execute("UPDATE meta SET value = 'another boot' WHERE key = 'boot'")
+        kept = log.execute("SELECT lsn FROM entries WHERE count > 0 ORDER BY row").fetchall()
+        assert 0 < len(kept) < 500
+    again = cluster.start(log=str(tmp_path / "a"), fsync="interval", node_id="n")
+    assert again.origin != a.origin
+    assert_complete(again.ask("page")["events"], 10 * len(kept))
+
+
+def test_reserve_keeps_what_is_there_and_adds_zeros(tmp_path):
+    """Only room is added; where there is nothing to add it to, nothing happens."""
+    path = tmp_path / "file"
+    assert not reserve(path, 0, 1 << 20)
+    assert not path.exists()
+    path.write_bytes(b"content")
+    if not reserve(path, 0, 1 << 20):
+        pytest.skip("this file system reserves nothing")
+    assert path.read_bytes() == b"content" + bytes((1 << 20) - 7)
+    assert reserve(path, 1 << 20, 2 << 20)
+    assert path.stat().st_size == 2 << 20 <= path.stat().st_blocks * 512
+
+
+@pytest.mark.anyio
+async def test_durable_log_on_a_disk_that_reserves_nothing_works_the_same(tmp_path, monkeypatch):
+    """Reserving only saves time; it is not tried again once it failed."""
+    asked = []
+    monkeypatch.setattr(keeper, "reserve", lambda *args: bool(asked.append(args)))
+    adapter = MeshAdapter(MeshConfig(log=str(tmp_path), fsync="interval", fsync_interval_ms=10))
+    await adapter.open(adapter_context())
+    for number in range(20):
+        await adapter.append(_batch(number, b"%d" % number))
+    assert await _stored(adapter) == [b"%d" % number for number in range(20)]
+    await adapter.close()
+    assert len(asked) == 1
+
+
+@pytest.mark.anyio
+async def test_durable_log_is_emptied_under_small_commits_without_a_pause(tmp_path, monkeypatch):
+    """What a commit writes beside bodies counts too: small events do not grow the log without end."""
+    monkeypatch.setattr(keeper, "_CHECKPOINT_BYTES", 2 << 20)
+    adapter = MeshAdapter(MeshConfig(log=str(tmp_path), fsync="interval", fsync_interval_ms=10))
+    await adapter.open(adapter_context())
+    before, number = (tmp_path / "mesh.sqlite3").stat().st_size, 0
+    with anyio.fail_after(20):
+        while (tmp_path / "mesh.sqlite3").stat().st_size == before:
+            await adapter.append(_batch(number, b"x" * 100))
+            number += 1
+    assert number * 100 < 1 << 20
+    await adapter.close()
+
+
 @pytest.mark.anyio
 async def test_durable_log_in_use_is_refused(tmp_path):
     """Two nodes cannot share a directory."""
@@ -109,13 +177,28 @@ async def test_durable_log_of_another_node_or_mesh_is_refused(tmp_path, change, 
     await two.close()
 
 
-def _batch(first_seq, *payloads):
+@pytest.mark.anyio
+async def test_durable_log_of_another_format_is_refused_and_left_as_it_is(tmp_path):
+    """It says which format it found and which it keeps; the version that wrote it can go on."""
+    with contextlib.closing(sqlite3.connect(tmp_path / "mesh.sqlite3")) as log, log:
+        log.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
+        log.execute("CREATE TABLE entries (origin TEXT, lsn INT, body BLOB, PRIMARY KEY (origin, lsn))")
+        log.execute("INSERT INTO meta VALUES ('format', '2'), ('clean', '1')")
+        log.execute("INSERT INTO entries VALUES ('n', 1, 'kept')")
+    with pytest.raises(AdapterRefusedError, match="has format 2, this version keeps format 3"):
+        await MeshAdapter(MeshConfig(log=str(tmp_path))).open(adapter_context())
+    with contextlib.closing(sqlite3.connect(tmp_path / "mesh.sqlite3")) as log:
+        assert log.execute("SELECT * FROM entries").fetchall() == [("n", 1, "kept")]
+        assert dict(log.execute("SELECT * FROM meta")) == {"format": "2", "clean": "1"}
+
+
+def _batch(first_seq, *payloads, shard=0):
     stamps = list(range(1000 + first_seq, 1000 + first_seq + len(payloads)))
-    return Batch(producer="p" * 32, shard=0, first_seq=first_seq, stamps=stamps, payloads=list(payloads))
+    return Batch(producer="p" * 32, shard=shard, first_seq=first_seq, stamps=stamps, payloads=list(payloads))
 
 
-async def _stored(adapter):
-    page = await adapter.read(Stream(0, adapter.origin), None, 100)
+async def _stored(adapter, shard=0, origin=None):
+    page = await adapter.read(Stream(shard, origin or adapter.origin), None, 100)
     return [event.raw for event in page.events]
 
 
@@ -190,10 +273,151 @@ async def test_durable_append_while_the_log_is_locked_waits_and_keeps_the_order(
     await adapter.close()
 
 
+@pytest.fixture
+def commits(monkeypatch):
+    """What was committed in place: for each commit the numbers of its entries."""
+    seen = []
+    write = inplace.write
+
+    def watched(connection, group):
+        write(connection, group)
+        seen.append([entry.lsn for put in group for entry in put.entries])
+
+    monkeypatch.setattr(inplace, "write", watched)
+    return seen
+
+
 @pytest.mark.anyio
-async def test_durable_writer_that_ended_is_told_of(tmp_path, monkeypatch):
+async def test_durable_appends_of_one_turn_are_one_commit_and_continue_after_it(tmp_path, commits):
+    """Shards that append at once share a commit; each of their retries is known after a restart."""
+    config = MeshConfig(log=str(tmp_path), fsync="interval")
+    for _ in range(2):  # the second time all of it is a retry
+        adapter = MeshAdapter(config)
+        await adapter.open(adapter_context())
+        async with anyio.create_task_group() as tasks:
+            for shard in range(4):
+                tasks.start_soon(adapter.append, _batch(0, b"%d" % shard, shard=shard))
+        for shard in range(4):
+            assert await _stored(adapter, shard) == [b"%d" % shard]
+        assert commits[0] == [1, 2, 3, 4]
+        await adapter.close()
+    assert sum(lsn in (1, 2, 3, 4) for commit in commits for lsn in commit) == 4
+
+
+@pytest.mark.anyio
+async def test_durable_append_cancelled_before_its_commit_is_stored_once(tmp_path):
+    """It has its number, so it is stored; its retry stores nothing again."""
+    adapter = MeshAdapter(MeshConfig(log=str(tmp_path), fsync="never"))
+    await adapter.open(adapter_context())
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await adapter.append(_batch(0, b"a"))
+    assert scope.cancelled_caught
+    await adapter.append(_batch(0, b"a", b"b"))
+    assert await _stored(adapter) == [b"a", b"b"]
+    await adapter.close()
+
+
+@pytest.mark.anyio
+async def test_durable_append_under_way_at_the_close_is_in_the_log(tmp_path):
+    """What was numbered is written before the log is released."""
+    config = MeshConfig(log=str(tmp_path), fsync="never")
+    adapter = MeshAdapter(config)
+    await adapter.open(adapter_context())
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await adapter.append(_batch(0, b"a"))
+    adapter._node.failure = RuntimeError("gone")
+    await adapter.close()
+    adapter = MeshAdapter(config)
+    await adapter.open(adapter_context())
+    assert await _stored(adapter) == [b"a"]
+    await adapter.close()
+
+
+@pytest.mark.anyio
+async def test_durable_gathered_appends_are_committed_in_parts(tmp_path, commits):
+    """The loop commits about 1 MiB at a time; a larger batch and all behind it go to the writer."""
+    adapter = MeshAdapter(MeshConfig(log=str(tmp_path), fsync="never"))
+    await adapter.open(adapter_context())
+    large = bytes(400_000)
+    async with anyio.create_task_group() as tasks:
+        for shard in range(5):
+            payloads = [large] * (4 if shard == 3 else 1)
+            tasks.start_soon(partial(adapter.append, _batch(0, *payloads, shard=shard)))
+    assert commits == [[1, 2], [3]]
+    assert [len(await _stored(adapter, shard)) for shard in range(5)] == [1, 1, 1, 4, 1]
+    await adapter.append(_batch(1, b"after"))
+    with anyio.fail_after(10):
+        while len(commits) == 2:  # until the writer has answered for the last time
+            await adapter.append(_batch(len(await _stored(adapter)), b"after"))
+    await adapter.close()
+
+
+@pytest.mark.anyio
+async def test_durable_received_entries_wait_for_a_locked_log_and_keep_their_order(tmp_path):
+    """The I/O thread does not wait for a lock either; it writes itself again once the writer is through."""
+    origin = MeshAdapter(MeshConfig(listen="tcp://127.0.0.1:*"))
+    await origin.open(adapter_context())
+    peer = MeshConfig(peers=[origin.stats()["listening"]], log=str(tmp_path), fsync="interval")
+    replica = MeshAdapter(peer)
+    await replica.open(adapter_context())
+
+    async def until(*payloads):
+        with anyio.fail_after(10):
+            while await _stored(replica, origin=origin.origin) != list(payloads):
+                await anyio.sleep(0.005)
+
+    await origin.append(_batch(0, b"a"))
+    await until(b"a")
+    with contextlib.closing(sqlite3.connect(tmp_path / "mesh.sqlite3", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        await origin.append(_batch(1, b"b"))
+        with anyio.fail_after(10):
+            while replica.stats()["links"][0]["bytes_received"] < origin.stats()["links"][0]["bytes_sent"]:
+                await anyio.sleep(0.005)
+        assert await _stored(replica, origin=origin.origin) == [b"a"]
+        other.execute("ROLLBACK")
+    await origin.append(_batch(2, b"c"))
+    await until(b"a", b"b", b"c")
+    await replica.close()
+    again = MeshAdapter(msgspec.structs.replace(peer, peers=[]))
+    await again.open(adapter_context())
+    assert await _stored(again, origin=origin.origin) == [b"a", b"b", b"c"]
+    await again.close()
+    await origin.close()
+
+
+@pytest.mark.anyio
+async def test_durable_lanes_that_share_a_log_are_read_and_trimmed_by_their_own_rows(tmp_path):
+    """Rows are numbered as they come; each lane finds its own after a restart, also behind deletions."""
+    origin = MeshAdapter(MeshConfig(listen="tcp://127.0.0.1:*"))
+    await origin.open(adapter_context())
+    config = MeshConfig(peers=[origin.stats()["listening"]], log=str(tmp_path), fsync="never", max_events=4)
+    replica = MeshAdapter(config)
+    await replica.open(adapter_context())
+    for number in range(10):
+        await origin.append(_batch(number, b"theirs %d" % number))
+        await replica.append(_batch(number, b"mine %d" % number))
+    with anyio.fail_after(10):
+        while (await _stored(replica, origin=origin.origin))[-1:] != [b"theirs 9"]:
+            await anyio.sleep(0.005)
+    await replica.close()
+    again = MeshAdapter(msgspec.structs.replace(config, peers=[]))
+    await again.open(adapter_context())
+    assert await _stored(again) == [b"mine %d" % number for number in range(6, 10)]
+    assert await _stored(again, origin=origin.origin) == [b"theirs %d" % number for number in range(6, 10)]
+    await again.append(_batch(10, b"mine 10"))
+    assert (await _stored(again))[-1] == b"mine 10"
+    await again.close()
+    await origin.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("fsync", ["batch", "interval"])
+async def test_durable_writer_that_ended_is_told_of(tmp_path, monkeypatch, fsync):
     """An append says why it fails, and so does the node's health, whatever ended the writer."""
-    adapter = MeshAdapter(MeshConfig(log=str(tmp_path), timeout_ms=200))
+    adapter = MeshAdapter(MeshConfig(log=str(tmp_path), timeout_ms=200, fsync=fsync))
     await adapter.open(adapter_context())
     await adapter.append(_batch(0, b"a"))
 
@@ -201,6 +425,7 @@ async def test_durable_writer_that_ended_is_told_of(tmp_path, monkeypatch):
         raise OverflowError("too large")
 
     monkeypatch.setattr(durable, "write", broken)
+    monkeypatch.setattr(inplace, "write", broken)
     for _ in range(2):
         with pytest.raises(TransientAdapterError, match="writer ended: OverflowError"):
             await adapter.append(_batch(1, b"b"))
@@ -237,7 +462,7 @@ async def test_durable_log_that_cannot_be_synced_is_told_of_until_it_can(tmp_pat
 @pytest.mark.anyio
 async def test_durable_syncing_thread_that_ended_is_told_of(tmp_path, monkeypatch, caplog):
     """Whatever ends it: appends go on, and health says that nothing is synced any more."""
-    monkeypatch.setattr(Keeper, "_sync", lambda keeper: 1 / 0)
+    monkeypatch.setattr(Keeper, "_sync", lambda _: 1 / 0)
     adapter = MeshAdapter(MeshConfig(log=str(tmp_path), fsync="interval", fsync_interval_ms=10))
     await adapter.open(adapter_context())
     await adapter.append(_batch(0, b"a"))

@@ -73,7 +73,7 @@ def test_faults_dead_link_is_routed_around_within_two_heartbeats(cluster):
     b = cluster.start(discover=False, heartbeat_ms=beat, peers=[a.address])
     hole = cluster.proxy(a)
     c = cluster.start(discover=False, heartbeat_ms=beat, peers=[hole.address, b.address])
-    c.ask("until", expression=f"stats['lanes']['{a.origin}']['source'] == '{a.origin}'")
+    c.ask("until", expression=f"stats['lanes'].get('{a.origin}', {{}}).get('source') == '{a.origin}'")
     a.ask("append", shard=0, payloads=["direct"])
     c.ask("gather", count=1)
     hole.do("stall")

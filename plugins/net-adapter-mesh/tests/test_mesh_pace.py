@@ -153,19 +153,19 @@ def test_small_batch_is_handed_to_the_thread_but_not_time_and_again(desk, picked
     """A wait for a single event at most once a millisecond; seldom if the thread does not come to run."""
     node, event = desk.node, Picked(picked)
     node._picked = event
-    node.appended(1)
+    node.appended(1, 1)
     assert event.waits == []  # nobody to send it to
     desk.link("a")
     node._unpicked = 0
-    node.appended(1)
-    node.appended(1)
+    node.appended(1, 1)
+    node.appended(1, 1)
     assert len(event.waits) == 1
     desk.now += 0.002
-    node.appended(1)
+    node.appended(1, 1)
     assert len(event.waits) == waits
     desk.now += 1.0
     node._unpicked = 0
-    node.appended(1000)
+    node.appended(1, 1000)
     assert len(event.waits) == waits  # a large batch takes its turn
     assert max(event.waits) <= 0.0005
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from net_adapter_mesh import MeshConfig
 from net_adapter_mesh.frames import INFINITY, LaneRow, Record, WireEntry
 from net_adapter_mesh.gossip import Members
+from net_adapter_mesh.lane import Entry, Lane
 from net_adapter_mesh.log import Log
 from net_adapter_mesh.reader import Reader
 from net_adapter_mesh.store import MemoryStore
@@ -308,3 +309,17 @@ def test_reader_enters_an_old_stream_of_a_lane_heard_of_later_by_time():
     assert reader.enter(Stream(0, "a"), since) is ...
     receive(log, "a", wire(2, 1, key=since + 1))
     assert reader.enter(Stream(0, "a"), since) == "1"
+
+
+def test_lane_run_ends_with_the_entry_that_fills_it():
+    """A run has its bytes or a little more, so that entries of half its size do not go one by one."""
+    lane = Lane("a")
+    for lsn in range(1, 6):
+        lane.store(Entry(lsn, 0, lsn - 1, 1, 0, lsn, lsn, {}, bytes(60)))
+    assert [[entry.lsn for entry in lane.after(after, 100)[0]] for after in (0, 2, 4, 5)] == [
+        [1, 2],
+        [3, 4],
+        [5],
+        [],
+    ]
+    assert [lane.after(after, 100)[1] for after in (0, 2, 4, 5)] == [2, 4, 5, 5]
