@@ -84,8 +84,8 @@ class Keeper:
         try:
             self._keep()
         except Exception as error:
-            self.failing, self.unsynced = True, f"the syncing thread ended: {error!r}"
             self._logger.exception("%s is no longer synced", self._wal)
+            self.failing, self.unsynced = True, f"the syncing thread ended: {error!r}"
 
     def _keep(self) -> None:
         connection = self._connect()

@@ -42,7 +42,7 @@ records = st.builds(
     st.lists(names, max_size=5), st.lists(rows, max_size=5),
 )  # fmt: skip
 entries = st.builds(
-    WireEntry, numbers, shards, numbers, st.integers(0, 1 << 24), numbers, numbers, numbers,
+    WireEntry, numbers, shards, st.integers(0, INFINITY - (1 << 24)), st.integers(0, 1 << 24), numbers, numbers, numbers,
     st.none() | st.dictionaries(names, numbers, max_size=5), st.binary(max_size=300),
 )  # fmt: skip
 messages = st.one_of(
