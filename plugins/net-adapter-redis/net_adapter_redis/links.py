@@ -28,12 +28,15 @@ _WRITE_LIMIT: Final = 32 << 20
 class _Request:
     """Replies that somebody waits for."""
 
-    __slots__ = ("count", "future", "replies", "sink")
+    __slots__ = ("complete", "future", "replies", "sink")
 
     def __init__(
-        self, count: int, future: asyncio.Future[list[Any]], sink: Callable[[Any], Any] | None
+        self,
+        complete: int | Callable[[list[Any]], bool],
+        future: asyncio.Future[list[Any]],
+        sink: Callable[[Any], Any] | None,
     ) -> None:
-        self.count = count
+        self.complete = complete
         self.replies: list[Any] = []
         self.future = future
         self.sink = sink
@@ -43,7 +46,8 @@ class _Request:
         if self.sink is not None and not self.future.done():
             reply = self.sink(reply)
         self.replies.append(reply)
-        return len(self.replies) == self.count
+        complete = self.complete
+        return len(self.replies) == complete if isinstance(complete, int) else complete(self.replies)
 
 
 class Link:
@@ -91,7 +95,7 @@ class Link:
     async def call(
         self,
         data: bytes,
-        replies: int = 1,
+        replies: int | Callable[[list[Any]], bool] = 1,
         *,
         timeout: float | None = None,
         patient: bool = False,
@@ -103,7 +107,8 @@ class Link:
 
         Args:
             data: the commands, in wire format.
-            replies: how many replies they get.
+            replies: how many replies they get; or a function that tells from the replies so far
+                whether they are complete.
             timeout: seconds, instead of the link's.
             patient: when time is up, keep the connection, for the reply will come.
             sink: called with each reply as it arrives, must not raise; its results are returned

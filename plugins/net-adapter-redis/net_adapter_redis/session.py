@@ -49,7 +49,7 @@ class Session:
         self,
         link: Link,
         data: bytes,
-        replies: int,
+        replies: int | Callable[[list[Any]], bool],
         doing: str,
         *,
         sink: Callable[[Any], Any] | None = None,

@@ -134,7 +134,7 @@ class Writer:
             count = 1
         else:
             entries = encode_events(batch)
-            count = 2 * len(entries)
+            count = 2 * len(batch)
         newest = max(batch.stamps) // 1_000_000
         limits, ttl, layout = self._settings
         head = [bulk(b"%d" % len(keys)), *map(bulk, keys), bulk(b"%d" % batch.first_seq)]
