@@ -5,6 +5,7 @@
 | `net:shard:3` | stream | the events, shared with other writers |
 | `{net:shard:3}:next:<producer>` | string | sequence number expected next of that producer; expires |
 | `{net:shard:3}:meta` | hash | the stream's incarnation and what trimming and seeking need |
+| `net:open:3` | stream | what the first is called while a transaction adds to it: never seen |
 | `net:shards` | stream | one entry a shard that was ever written |
 
 A key's slot is computed from what stands between its first `{` and the next `}`, or from the whole
@@ -34,11 +35,12 @@ class Keys:
         one_slot: everything is in one slot of a cluster, since the prefix has a hash tag.
     """
 
-    __slots__ = ("_start", "_tagged", "one_slot", "registry")
+    __slots__ = ("_prefix", "_start", "one_slot", "registry")
 
     def __init__(self, prefix: str) -> None:
         self.one_slot = re.search(r"\{[^{}]+\}", prefix) is not None
         self.registry = f"{prefix}:shards".encode()
+        self._prefix = prefix
         self._start = f"{prefix}:shard:"
 
     def stream(self, shard: int) -> bytes:
@@ -52,6 +54,13 @@ class Keys:
     def mark(self, shard: int, producer: str) -> bytes:
         """Return the key of the sequence number expected next of `producer`."""
         return self._beside(shard, f"next:{producer}")
+
+    def staging(self, shard: int) -> bytes:
+        """Return the key that a shard's stream has while a transaction adds to it.
+
+        Short, since it is sent with each event; so it lies elsewhere in a cluster.
+        """
+        return f"{self._prefix}:open:{shard}".encode()
 
     def _beside(self, shard: int, name: str) -> bytes:
         stream = f"{self._start}{shard}"

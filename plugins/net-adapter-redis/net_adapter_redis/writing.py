@@ -14,8 +14,9 @@ from net_adapter_redis.layout import encode_events, encode_packed
 from net_adapter_redis.links import Link
 from net_adapter_redis.registry import Registry
 from net_adapter_redis.resp import array, bulk, command
-from net_adapter_redis.script import SCRIPT, SHA
+from net_adapter_redis.script import BRACKET, SCRIPT, SHA
 from net_adapter_redis.session import Session
+from net_adapter_redis.transaction import Transactions
 from netcore import AdapterError, AdapterRefusedError, Batch, FatalAdapterError, TransientAdapterError
 
 __all__ = ["Writer"]
@@ -47,7 +48,7 @@ class Writer:
         largest: bytes of the largest payload that the server takes.
     """
 
-    __slots__ = ("_acknowledged", "_registry", "_session", "_settings", "largest")
+    __slots__ = ("_acknowledged", "_registry", "_session", "_settings", "_transactions", "largest")
 
     def __init__(self, session: Session, registry: Registry) -> None:
         config = session.config
@@ -60,18 +61,27 @@ class Writer:
             bulk(b"%d" % int(config.dedup_ttl_s * 1000)),
             bulk(config.layout.encode()),
         )
+        self._transactions = Transactions(session, *self._settings[:2])
 
     async def load(self) -> None:
-        """Hand the script to the server, and learn how large a value it takes.
+        """Hand the scripts to the server, and learn how large a value it takes, and what it does after a crash.
 
         Raises:
             AdapterError: it can't be had, or refuses.
         """
         link = self._session.network.writer(self._session.keys.registry)
-        data = command("SCRIPT", "LOAD", SCRIPT) + command("CONFIG", "GET", "proto-max-bulk-len")
-        loaded, limit = await self._session.ask(link, data, 2, "load the script")
-        if isinstance(loaded, Exception):
-            raise self._session.failure(loaded, "load the script", link) from loaded
+        commands: list[tuple[bytes | str, ...]] = [("SCRIPT", "LOAD", script) for script in (SCRIPT, BRACKET)]
+        commands += [("CONFIG", "GET", "proto-max-bulk-len"), ("CONFIG", "GET", "aof-load-truncated")]
+        commands += [("INFO", "server"), ("INFO", "persistence")]
+        data = b"".join(command(*words) for words in commands)
+        *loaded, limit, cut, server, log = await self._session.ask(
+            link, data, len(commands), "load the script"
+        )
+        facts = b"\n".join(part for part in (server, log) if isinstance(part, bytes)).decode(errors="replace")
+        self._transactions.learn(facts, load_truncated=cut != [b"aof-load-truncated", b"no"])
+        for reply in loaded:
+            if isinstance(reply, Exception):
+                raise self._session.failure(reply, "load the script", link) from reply
         # A larger one would cost the connection, maybe before the error is read. Not every account
         # may ask; then the usual limit is assumed.
         if isinstance(limit, list) and len(limit) == 2:
@@ -102,9 +112,14 @@ class Writer:
         """Run the script for the whole batch; return its reply."""
         session, shard = self._session, batch.shard
         key = session.keys.stream(shard)
-        head, body = self._arguments(batch)
         doing = f"append to {key.decode()}"
         await session.network.heal()
+        last = self._acknowledged.get(shard)
+        if last is not None and self._transactions.suit(batch):
+            link = session.network.writer(key)
+            if await self._transactions.store(batch, last.next, last.incarnation, link, doing):
+                return [len(batch), b"%d" % last.next, b"", last.incarnation]
+        head, body = self._arguments(batch)
         for again in (False, True):
             link = session.network.writer(key)
             [reply] = await session.ask(link, b"".join((head, _RUN, body)), 1, doing)

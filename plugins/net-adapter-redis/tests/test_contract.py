@@ -1,4 +1,4 @@
-"""The adapter contract, in both layouts, against a real server."""
+"""The adapter contract, in both layouts and both ways of storing, against a real server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
 import pytest
-from net_adapter_redis import RedisAdapter, RedisConfig
+from net_adapter_redis import RedisAdapter, RedisConfig, transaction
 
 from netcore.testing.contract import AdapterContract, MakeAdapter
 from netcore.testing.servers import RedisServer
@@ -53,6 +53,15 @@ class TestEventLayout(RedisContract):
     """One entry an event."""
 
     layout = "event"
+
+
+class TestTransactions(RedisContract):
+    """One entry an event, every batch in a transaction that can be."""
+
+    @pytest.fixture(autouse=True)
+    def from_one_event_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Do not leave small batches to the script."""
+        monkeypatch.setattr(transaction, "_LEAST", 1)
 
 
 class TestPackedLayout(RedisContract):
