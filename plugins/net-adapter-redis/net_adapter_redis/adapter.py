@@ -343,7 +343,8 @@ class RedisAdapter(Adapter[RedisConfig]):
     def stats(self) -> dict[str, Any]:
         """Return counters; any thread.
 
-        Keys: `batches` and `events` stored, `duplicates` (events that were stored already),
+        Keys: `batches` and `events` stored, `duplicates` (events that were stored already,
+        or, seldom, on a shard with several producers, that seemed so),
         `lost_by_backend` (stored events that the server lost, an upper bound), `resets` (streams
         that were deleted or replaced), `forgotten_marks`, `gaps`, `undecodable`, `script_loads`,
         `connects`, `connection_errors`.

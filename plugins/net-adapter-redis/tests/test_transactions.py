@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,14 @@ def payloads(count: int, start: int = 0) -> list[bytes]:
 async def stored(adapter: RedisAdapter) -> list[bytes]:
     """Return what the stream holds."""
     return [event.raw for event in await drain(adapter)]
+
+
+@pytest.fixture
+def account(server: RedisServer) -> Iterator[str]:
+    """Return the URL of a user named "some", who may do everything until a test takes a right away."""
+    server.call("ACL", "SETUSER", "some", "reset", "on", ">pw", "~*", "&*", "+@all")
+    yield server.url.replace("redis://", "redis://some:pw@")
+    server.call("ACL", "DELUSER", "some")
 
 
 class Calls:
@@ -191,25 +199,21 @@ async def test_transaction_after_scripts_were_flushed_leaves_nothing_behind(
 
 @pytest.mark.parametrize("right", ["-rename", "-client", "-hget", "-multi", "-exec", "-del -rename"])
 async def test_transaction_without_a_right_leaves_it_to_the_script(
-    server: RedisServer, opened: Opened, right: str
+    server: RedisServer, opened: Opened, account: str, right: str
 ) -> None:
     """An account that may not do it stores all the same, each batch once, and soon tries no more."""
-    server.call("ACL", "SETUSER", "some", "reset", "on", ">pw", "~*", "&*", "+@all")
-    try:
-        adapter = await opened(server.url.replace("redis://", "redis://some:pw@"))
-        writer = Writer(adapter)
-        await writer.write(payloads(1))
-        server.call("ACL", "SETUSER", "some", *right.split())
-        for _ in range(6):
-            await writer.write(payloads(40, writer.next_seq))
-        # Not being silenced is no reason not to store: it only takes longer.
-        assert adapter._writer._transactions.suit(writer.batch(payloads(40))) == (right == "-client")
-        server.call("ACL", "SETUSER", "some", "+@all")
-        assert await stored(adapter) == payloads(241)
-        assert adapter.stats()["connection_errors"] == 0
-        assert server.call("EXISTS", STREAM) == 1
-    finally:
-        server.call("ACL", "DELUSER", "some")
+    adapter = await opened(account)
+    writer = Writer(adapter)
+    await writer.write(payloads(1))
+    server.call("ACL", "SETUSER", "some", *right.split())
+    for _ in range(6):
+        await writer.write(payloads(40, writer.next_seq))
+    # Not being silenced is no reason not to store: it only takes longer.
+    assert adapter._writer._transactions.suit(writer.batch(payloads(40))) == (right == "-client")
+    server.call("ACL", "SETUSER", "some", "+@all")
+    assert await stored(adapter) == payloads(241)
+    assert adapter.stats()["connection_errors"] == 0
+    assert server.call("EXISTS", STREAM) == 1
 
 
 async def test_transaction_with_rights_to_some_keys_only_never_loses_the_stream(
@@ -350,44 +354,36 @@ async def test_transaction_events_ahead_of_the_clock_are_found_by_seek(opened: O
 
 @pytest.mark.parametrize("right", ["-hmget", "-@read", "-type"])
 async def test_transaction_after_a_right_came_back_has_repeated_nothing(
-    server: RedisServer, opened: Opened, right: str
+    server: RedisServer, opened: Opened, account: str, right: str
 ) -> None:
     """ "close" needs no right that "open" did not need: the stream keeps its name, the batch is stored once."""
-    server.call("ACL", "SETUSER", "some", "reset", "on", ">pw", "~*", "&*", "+@all")
-    try:
-        adapter = await opened(server.url.replace("redis://", "redis://some:pw@"))
-        writer = Writer(adapter)
-        await writer.write(payloads(80))
-        server.call("ACL", "SETUSER", "some", right)
-        batch = writer.batch(payloads(40, 80))
-        for _ in range(2):
-            with contextlib.suppress(AdapterError):
-                await adapter.append(batch)
-        assert server.call("EXISTS", STREAM) == 1
-        server.call("ACL", "SETUSER", "some", "+@all")
-        await adapter.append(batch)
-        assert await stored(adapter) == payloads(120)
-    finally:
-        server.call("ACL", "DELUSER", "some")
+    adapter = await opened(account)
+    writer = Writer(adapter)
+    await writer.write(payloads(80))
+    server.call("ACL", "SETUSER", "some", right)
+    batch = writer.batch(payloads(40, 80))
+    for _ in range(2):
+        with contextlib.suppress(AdapterError):
+            await adapter.append(batch)
+    assert server.call("EXISTS", STREAM) == 1
+    server.call("ACL", "SETUSER", "some", "+@all")
+    await adapter.append(batch)
+    assert await stored(adapter) == payloads(120)
 
 
 async def test_transaction_noted_but_never_begun_is_not_ended_later(
-    server: RedisServer, opened: Opened
+    server: RedisServer, opened: Opened, account: str
 ) -> None:
     """RENAME was denied, then allowed; the stream is deleted: the next batch is stored once."""
-    server.call("ACL", "SETUSER", "some", "reset", "on", ">pw", "~*", "&*", "+@all")
-    try:
-        adapter = await opened(server.url.replace("redis://", "redis://some:pw@"))
-        writer = Writer(adapter)
-        await writer.write(payloads(40))
-        server.call("ACL", "SETUSER", "some", "-rename")
-        await writer.write(payloads(40, 40))
-        server.call("ACL", "SETUSER", "some", "+rename")
-        server.call("DEL", STREAM)
-        await writer.write(payloads(40, 80))
-        assert await stored(adapter) == payloads(40, 80)
-    finally:
-        server.call("ACL", "DELUSER", "some")
+    adapter = await opened(account)
+    writer = Writer(adapter)
+    await writer.write(payloads(40))
+    server.call("ACL", "SETUSER", "some", "-rename")
+    await writer.write(payloads(40, 40))
+    server.call("ACL", "SETUSER", "some", "+rename")
+    server.call("DEL", STREAM)
+    await writer.write(payloads(40, 80))
+    assert await stored(adapter) == payloads(40, 80)
 
 
 async def test_transaction_with_meta_of_another_type_leaves_nothing_behind(
