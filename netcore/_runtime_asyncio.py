@@ -135,6 +135,10 @@ class AsyncioRuntime(Runtime):
         except RuntimeError:
             return False
 
+    @property
+    def gone(self) -> bool:
+        return self._loop.is_closed()
+
     def signal(self) -> Signal:
         return _AsyncioSignal(self._loop)
 

@@ -100,6 +100,14 @@ class TrioRuntime(Runtime):
     def here(self) -> bool:
         return trio.lowlevel.in_trio_run() and trio.lowlevel.current_trio_token() is self._token
 
+    @property
+    def gone(self) -> bool:
+        try:
+            self._token.run_sync_soon(int, idempotent=True)  # trio tells in no other way
+        except trio.RunFinishedError:
+            return True
+        return False
+
     def signal(self) -> Signal:
         return _TrioSignal()
 

@@ -35,8 +35,9 @@ __all__ = ["EventBus"]
 class EventBus(Producer):
     """An event bus: producers ingest, workers dispatch to an adapter, consumers poll.
 
-    `ingest*` may be called from any thread. Everything else belongs to the event loop that opened
-    the bus (asyncio or trio); `netcore.blocking.EventBus` is for code without one.
+    `ingest*` and `stats` may be called from any thread, and `put` awaited on any event loop. Everything
+    else belongs to the loop that opened the bus (asyncio or trio) and raises `ClosedError` elsewhere;
+    `netcore.blocking.EventBus` is for code without a loop.
 
         async with EventBus(config) as bus: ...
 
@@ -111,10 +112,12 @@ class EventBus(Producer):
         await self.shutdown()
 
     async def _open(self) -> None:
+        runtime = current_runtime()
         self._lifecycle.move(State.OPENING)
-        runtime = self._runtime = current_runtime()
+        self._runtime = runtime
         observers = Observers(self._manager, self)
         await self._engine.open(runtime, observers)
+        self._find_gone = self._engine.find_gone
         self._poller = Poller(
             adapter=self._engine.adapter,
             runtime=runtime,
@@ -168,6 +171,7 @@ class EventBus(Producer):
 
     def _close_elsewhere(self) -> ShutdownReport:
         """Account for a bus whose loop is gone; refuse if it is merely another one's."""
+        self._engine.find_gone()
         if self._lifecycle.state is not State.ABANDONED:
             raise ClosedError("shutdown must be called on the event loop that opened the bus")
         for shard in list(self._engine.shards.values()):
@@ -241,6 +245,8 @@ class EventBus(Producer):
         return self._reading().subscribe(request)
 
     def _reading(self) -> Poller:
+        if self._runtime is not None and not self._runtime.here:
+            self._engine.find_gone()
         self._lifecycle.require_open()
         assert self._poller is not None
         return self._poller
@@ -256,8 +262,10 @@ class EventBus(Producer):
 
         Never raises for a sick adapter; bounded by `adapter_timeout_ms`.
         """
-        if self._lifecycle.state is not State.OPEN:
-            return Health(ok=False, reason=str(self._lifecycle.refusal()))
+        try:
+            self._engine.require_here("health")
+        except ClosedError as error:
+            return Health(ok=False, reason=str(error))
         for shard in self._engine.shard_stats():
             if shard.wedged:
                 return Health(ok=False, reason=f"shard {shard.id}: an adapter call outlived its cancellation")
@@ -285,7 +293,7 @@ class EventBus(Producer):
             ConfigError: `timeout` is no number.
             ClosedError: the bus is not open.
         """
-        self._lifecycle.require_open()
+        self._engine.require_here("flush")
         if timeout is not None:
             check_timeout(timeout)
         await self._engine.flush(timeout)
@@ -308,6 +316,7 @@ class EventBus(Producer):
             ConfigError: `timeout` is no number; nothing changed.
             ClosedError: the bus is not open.
         """
+        self._engine.require_here("add_shards")
         self._monitor.rest()
         return await self._resharding.add(count, timeout=timeout, reason=reason)
 
@@ -329,6 +338,7 @@ class EventBus(Producer):
             ConfigError: `timeout` is no number; nothing changed.
             ClosedError: the bus is not open.
         """
+        self._engine.require_here("remove_shards")
         self._monitor.rest()
         return await self._resharding.remove(shard_ids, timeout=timeout, reason=reason)
 
@@ -341,7 +351,7 @@ class EventBus(Producer):
         Raises:
             ClosedError: the bus is not open.
         """
-        self._lifecycle.require_open()
+        self._engine.require_here("suggest_scaling")
         return self._monitor.suggest()
 
     async def apply(self, decision: ScalingDecision, *, timeout: float = 30.0) -> list[int]:
@@ -354,7 +364,7 @@ class EventBus(Producer):
             ScalingError: refused, or not a decision; nothing changed.
             ClosedError: the bus is not open.
         """
-        self._lifecycle.require_open()
+        self._engine.require_here("apply")
         self._monitor.rest()
         return await self._resharding.apply(decision, timeout=timeout)
 

@@ -6,6 +6,7 @@ dropped without shutdown can be noticed. All of it belongs to the loop's thread,
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -21,7 +22,7 @@ from netcore.dispatch.batcher import Batcher
 from netcore.dispatch.dead_letters import DeadLetterFile
 from netcore.dispatch.dispatcher import Dispatcher, DispatchEvents
 from netcore.dispatch.wakeups import Wakeups
-from netcore.errors import FlushTimeoutError, TransientAdapterError, describe, message_of
+from netcore.errors import ClosedError, FlushTimeoutError, TransientAdapterError, describe, message_of
 from netcore.events import IndexedEvent
 from netcore.ingest.clock import Clock
 from netcore.ingest.router import Router, spread
@@ -82,7 +83,7 @@ class Engine:
     async def open(self, runtime: Runtime, observers: Observers) -> None:
         """Connect the adapter, then start the shards; on failure everything is released again."""
         self.runtime = runtime
-        self.wakeups = Wakeups(runtime, self._loop_gone)
+        self.wakeups = Wakeups(runtime, self._take_no_more)
         self.progress = Progress(runtime)
         self.observers = observers
         self.producer = os.urandom(16).hex()
@@ -149,11 +150,24 @@ class Engine:
         self.shards[shard.id] = shard
         return shard
 
-    def _loop_gone(self) -> None:
-        """Take no more events: nobody is there to store them. Any thread, maybe with a ring locked."""
-        if self.lifecycle.state is State.OPEN:
+    def _take_no_more(self) -> None:
+        """Refuse events: nobody is there to store them. Any thread, maybe with a ring locked."""
+        with contextlib.suppress(ClosedError):  # another thread was first, or it is shut down
             self.lifecycle.move(State.ABANDONED)
-            self.router.close()
+        self.router.close()
+
+    def find_gone(self) -> None:
+        """Close the bus if its loop is gone, and let go of whoever waits; any thread, no lock held."""
+        if self.runtime.gone:
+            self.abandon()
+
+    def require_here(self, call: str) -> None:
+        """Raise `ClosedError` unless the bus is open, and `call` was made on its own loop."""
+        self.lifecycle.require_open()
+        if not self.runtime.here:
+            self.find_gone()
+            self.lifecycle.require_open()
+            raise ClosedError(f"{call} must be called on the event loop that opened the bus")
 
     def start_worker(self, shard: Shard) -> None:
         """Start (or, after an unexpected cancellation, restart) a shard's worker."""
@@ -216,9 +230,7 @@ class Engine:
 
     def abandon(self) -> None:
         """Stop taking events, and let go of whoever waits: the loop is gone, or the bus was dropped."""
-        if self.lifecycle.state is not State.ABANDONED:
-            self.lifecycle.move(State.ABANDONED)
-        self.router.close()
+        self._take_no_more()
         for shard in list(self.shards.values()):
             shard.ring.seal()
         self.runtime.call_soon(self.progress.notify)

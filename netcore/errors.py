@@ -75,7 +75,10 @@ class PayloadError(IngestError, ValueError):
 
 
 class ClosedError(NetcoreError, RuntimeError):
-    """The bus is not open: not yet opened, shutting down, shut down, or left behind by a fork."""
+    """The bus is not open: not yet, shutting down, shut down, or left behind by a fork or its event loop.
+
+    Also: a call that belongs to the bus's own event loop was made on another.
+    """
 
 
 class FlushTimeoutError(NetcoreError, TimeoutError):

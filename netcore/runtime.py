@@ -107,6 +107,11 @@ class Runtime(ABC):
     def here(self) -> bool:
         """Whether the caller runs on this very loop."""
 
+    @property
+    @abstractmethod
+    def gone(self) -> bool:
+        """Whether the loop has ended for good; any thread."""
+
     @staticmethod
     def now() -> float:
         """Seconds on a monotonic clock."""

@@ -196,8 +196,10 @@ def test_threadsafe_call_into_a_loop_that_is_gone_says_so() -> None:
         async def main() -> None:
             made.append(current_runtime())  # noqa: B023
             assert made[0].here  # noqa: B023
+            assert not made[0].gone  # noqa: B023
 
         anyio.run(main, backend=backend)
+        assert made[0].gone
         assert made[0].call_soon_threadsafe(lambda: 1 / 0) is False
         assert not made[0].here
 

@@ -25,7 +25,7 @@ from netcore.consume.subscription import Subscription
 from netcore.consume.waiting import Patience, Waiting
 from netcore.contracts.adapter import Adapter, ReadRequest, Stream
 from netcore.contracts.filters import EventFilter
-from netcore.errors import AdapterError, ConfigError, TransientAdapterError
+from netcore.errors import AdapterError, ClosedError, ConfigError, TransientAdapterError
 from netcore.events import StoredEvent
 from netcore.ingest.clock import Clock
 from netcore.runtime import Progress, Runtime
@@ -122,6 +122,8 @@ class Poller:
     async def page(self, request: ConsumeRequest, wait: float = 0.0) -> tuple[ConsumeResponse, Cursor]:
         """Poll; return also the cursor that the page begins at."""
         self._waiting.check_open()
+        if not self._runtime.here:  # elsewhere its waits and locks would fail in the middle, or worse
+            raise ClosedError("a bus is polled on the event loop that opened it; see netcore.blocking")
         _check_request(request)
         if isinstance(wait, bool) or not isinstance(wait, int | float) or not 0 <= wait < math.inf:
             raise ConfigError(f"wait must be a number of seconds, 0 or more, not {wait!r}")

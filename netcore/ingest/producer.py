@@ -31,13 +31,16 @@ from netcore.ingest.payloads import (
 )
 from netcore.ingest.ring import Gate, Ring, Waiter
 from netcore.ingest.router import MASK, Router
-from netcore.runtime import Runtime
+from netcore.runtime import Runtime, current_runtime
 from netcore.stats import IngestSummary
 
 __all__ = ["Producer"]
 
 _log = logging.getLogger("netcore.ingest")
 CHUNK: Final = 1024
+LOOK_S: Final = 1.0
+LOOK_HITS: Final = 256
+"""How often those who wait for room, and newcomers to a full ring, look whether the loop is there."""
 
 
 class Producer:
@@ -49,7 +52,7 @@ class Producer:
         refusal: makes the `ClosedError` that says why ingest is refused now.
     """
 
-    __slots__ = ("_clock", "_complaints", "_policy", "_refusal", "_router", "_runtime")
+    __slots__ = ("_clock", "_complaints", "_find_gone", "_policy", "_refusal", "_router", "_runtime")
 
     def __init__(
         self, router: Router, policy: BackpressurePolicy, refusal: Callable[[], ClosedError]
@@ -59,6 +62,7 @@ class Producer:
         self._policy = policy
         self._refusal = refusal
         self._runtime: Runtime | None = None
+        self._find_gone: Callable[[], object] = int  # see `Engine.find_gone`
         self._complaints: set[type[BaseException]] = set()
 
     # -- the fast path ---------------------------------------------------------------------------
@@ -180,8 +184,8 @@ class Producer:
     async def put(self, event: Any, key: Key = None) -> Accepted | None:
         """Ingest, waiting for room if the policy says so; takes all that `ingest` takes, and bytes.
 
-        Waits without a deadline (the caller's own choice of `block`). Cancelled while it waits, it
-        has not accepted the event. Under other policies it acts as `ingest`.
+        On any event loop. Waits without a deadline (the caller's own choice of `block`). Cancelled
+        while it waits, it has not accepted the event. Under other policies it acts as `ingest`.
 
         Returns:
             `(shard, ts)`; or None if the policy discarded the event.
@@ -194,15 +198,15 @@ class Producer:
             outcome = self._try_enter(data, route, may_wait=True)
             if not isinstance(outcome, Ring):
                 return outcome
-            runtime = self._runtime
-            if runtime is None:
-                raise self._refusal()
+            # On the caller's loop, which may be another than the bus's and outlive it.
+            runtime = self._runtime if self._runtime and self._runtime.here else current_runtime()
             signal = runtime.signal()
             waiter = Waiter(lambda: runtime.call_soon_threadsafe(signal.set))  # noqa: B023
             if not self._queue(outcome, waiter):
                 continue
             try:
-                await signal.wait()
+                while not await signal.wait(None if runtime is self._runtime else LOOK_S):
+                    self._find_gone()
             except BaseException:
                 self._give_up(outcome, waiter)
                 raise
@@ -239,7 +243,8 @@ class Producer:
             if not self._queue(outcome, waiter):
                 continue
             try:
-                granted.wait()
+                while not granted.wait(LOOK_S):
+                    self._find_gone()
             except BaseException:
                 self._give_up(outcome, waiter)
                 raise
@@ -259,6 +264,8 @@ class Producer:
                     return self._push(ring, data)
                 ring.full_hits += 1
                 full = FullShard(ring.shard, min(ring.count, ring.capacity), ring.capacity, data)
+            if ring.full_hits % LOOK_HITS == 0:  # nobody drains it: perhaps its loop is gone
+                self._find_gone()
             verdict = self._ask(full)
             if verdict is Verdict.WAIT:
                 if may_wait or self._runtime is None or self._runtime.thread_id != threading.get_ident():
