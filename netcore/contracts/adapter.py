@@ -127,7 +127,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
             this very process, so that causal pages may be cut at the bus's own low watermark.
         inline: the calls that a page is made of never suspend (`snapshot`, `streams`, `read`,
             `read_many`, `bounds`, `seek`); the bus then awaits them without a task of their own.
-        max_payload_bytes: largest payload that can be stored, or None: no limit of its own.
+        max_payload_bytes: largest payload that can be stored, or None: no limit of its own. The bus
+            does not look at it: `append` raises `FatalAdapterError` for a larger one.
         max_batch_events: the bus sends no larger batch.
         max_batch_bytes: the bus sends no batch whose payloads sum up to more, unless it is one event.
     """
@@ -188,8 +189,9 @@ class Adapter(ABC, Generic[ConfigT]):
     def identity(self) -> str:
         """Name the store, for cursors: kind and namespace, never an address or a credential.
 
-        Two adapters on one store agree; a private store has a random id. Called after `open`.
-        The default is the kind and a random id, fit for a private store only.
+        Two adapters on one store agree, also from one process to the next; a private store has a
+        random id, kept in it if it is durable. Called after `open`. The default is the kind and a
+        random id, fit only for a store that ends with the adapter.
         """
         if self._private_id is None:
             self._private_id = os.urandom(8).hex()

@@ -218,6 +218,7 @@ class ContractBase:
 
     backends: ClassVar[tuple[str, ...]] = ("asyncio",)
     shares_store: ClassVar[bool | None] = None
+    exclusive: ClassVar[bool] = False
     retention: ClassVar[dict[str, Any] | None] = None
     max_payload: ClassVar[int] = 1 << 20
     patience_s: ClassVar[float] = 5.0

@@ -9,12 +9,15 @@
 
 `make_adapter` returns a callable that builds an adapter and does not open it. All that it builds
 within one test name the same store, which is empty when the test begins; different tests have
-different stores. `overrides` are settings of the adapter's config.
+different stores. Some clauses have two of them open at once. `overrides` are settings of the
+adapter's config.
 
 Switches, as class attributes or methods to override:
 
 - `backends`: the event loops to run on, default `("asyncio",)`; also `"trio"`.
 - `shares_store`: whether two adapters on one store see each other; default: `capabilities.shared`.
+- `exclusive`: whether a store lets one adapter at a time have it open, and `open` of a second one
+  raises an `AdapterError`; default False.
 - `retention`: settings under which old events are trimmed after at most 3,000 later ones, e.g.
   `{"max_events": 50}`; None (the default) skips the clauses on gaps.
 - `max_payload`: largest payload to try, default 1 MiB.

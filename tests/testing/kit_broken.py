@@ -6,9 +6,9 @@ import kit_broken_appends
 import kit_broken_calls
 import kit_broken_payloads
 import kit_broken_reads
-from kit_store import ListsWhileReading, StoreAdapter, Suspending
+from kit_store import ListsWhileReading, OneAtATime, StoreAdapter, Suspending
 
-GOOD: tuple[type[StoreAdapter], ...] = (StoreAdapter, Suspending, ListsWhileReading)
+GOOD: tuple[type[StoreAdapter], ...] = (StoreAdapter, Suspending, ListsWhileReading, OneAtATime)
 BROKEN: tuple[type[StoreAdapter], ...] = tuple(
     value
     for module in (kit_broken_appends, kit_broken_payloads, kit_broken_reads, kit_broken_calls)

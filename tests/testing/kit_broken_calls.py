@@ -122,10 +122,17 @@ class LeaksItsAddress(StoreAdapter):
 class ChangesItsIdentity(StoreAdapter):
     """A shared store that every adapter names anew."""
 
-    fails = clauses("identity_names_the_store_and_no_address")
+    fails = clauses("identity_names_the_store_and_no_address", "durable_events_outlive_the_adapter")
 
     def identity(self) -> str:
         return f"store:{id(self)}"
+
+
+class LetsASecondOneIn(StoreAdapter):
+    """Says that a store is one adapter's alone, and lets others open it."""
+
+    fails = clauses("another_adapter_on_the_store_reads_the_same")
+    exclusive = True
 
 
 class KeepsEventsToItself(StoreAdapter):

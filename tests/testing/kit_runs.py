@@ -45,7 +45,11 @@ class StoreContract(AdapterContract):
 
 
 for _adapter in (*GOOD, *BROKEN):
-    _members: dict[str, Any] = {"adapter_class": _adapter, "__module__": __name__}
+    _members: dict[str, Any] = {
+        "adapter_class": _adapter,
+        "exclusive": _adapter.exclusive,
+        "__module__": __name__,
+    }
     # The clauses on payloads are a third of the time: not for those that leave payloads alone.
     if _adapter is not StoreAdapter and _adapter.code is StoreAdapter.code:
         _members["test_payload_comes_back_identical"] = None

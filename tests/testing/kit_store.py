@@ -23,6 +23,7 @@ from netcore.contracts.adapter import (
 )
 from netcore.errors import (
     AdapterClosedError,
+    AdapterRefusedError,
     CursorError,
     FatalAdapterError,
     TransientAdapterError,
@@ -50,7 +51,7 @@ class Store:
         self.events: dict[int, list[StoredEvent]] = {}
         self.trimmed: dict[int, int] = {}
         self.marks: dict[Any, int] = {}
-        self.away = False
+        self.away = self.owned = False
         self.waiting: list[anyio.Event] = []
         self.name = f"store:{next(self._names)}"
 
@@ -63,6 +64,7 @@ class StoreAdapter(Adapter[StoreConfig]):
     capabilities = Capabilities(durable=True, shared=True, inline=True, max_batch_events=5000)
     fails: ClassVar[frozenset[str]] = frozenset()
     broad: ClassVar[bool] = False
+    exclusive: ClassVar[bool] = False
 
     def __init__(self, config: StoreConfig, store: Store) -> None:
         super().__init__(config)
@@ -215,6 +217,25 @@ class Suspending(StoreAdapter):
     async def read(self, stream: Stream, after: str | None, limit: int, snapshot: object = None) -> ShardPage:
         await anyio.lowlevel.checkpoint()
         return await super().read(stream, after, limit, snapshot)
+
+
+class OneAtATime(StoreAdapter):
+    """A correct one: whoever has the store open keeps it for itself, and leaves a name in it."""
+
+    capabilities = Capabilities(durable=True, inline=True, max_batch_events=5000)
+    exclusive = True
+    mine = False
+
+    async def open(self, context: AdapterContext) -> None:
+        self.check()
+        if self.store.owned:
+            raise AdapterRefusedError("the store is open already")
+        self.mine = self.store.owned = True
+
+    async def close(self) -> None:
+        if self.mine:
+            self.mine = self.store.owned = False
+        await super().close()
 
 
 def clauses(*names: str) -> frozenset[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,13 @@ def test_written_adapter_passes_the_contract(written: Path) -> None:
     assert all(
         re.search("snapshots|retention|never store|outage|read_listed", reason) for reason in skipped
     ), skipped
+
+
+def test_written_registration_names_the_modules_of_the_page(written: Path) -> None:
+    """What the page says of packaging fits the file that it builds, and asks for the right core."""
+    (text,) = re.findall(r"^```toml\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+    metadata = tomllib.loads(text)
+    (module,) = metadata["project"]["entry-points"]["netcore"].values()
+    assert metadata["tool"]["setuptools"]["py-modules"] == [module]
+    assert (written / f"{module}.py").exists()
+    assert metadata["project"]["dependencies"] == ["netcore-bus"]
