@@ -16,7 +16,7 @@ from netcore.contracts.adapter import Health
 from netcore.contracts.filters import EventFilter
 from netcore.contracts.policies import BackpressurePolicy, ScalingDecision
 from netcore.engine import Engine
-from netcore.errors import ClosedError, ConfigError
+from netcore.errors import ClosedError, ConfigError, describe
 from netcore.ingest.clock import Clock
 from netcore.ingest.producer import Producer
 from netcore.ingest.router import Router
@@ -224,7 +224,7 @@ class EventBus(Producer):
 
         Raises:
             CursorError: the cursor is malformed, altered, or of another store.
-            FilterError, PluginNotFoundError: the filter is malformed, or no plugin reads it.
+            FilterError, PluginNotFoundError: the filter is malformed or failed, or no plugin reads it.
             ConfigError: a shard id that nothing is known of, or an argument of another type.
             AdapterError: a new chain of polls could not learn where the streams stand.
             ClosedError: the bus is not open, or a shutdown began while this waited.
@@ -277,7 +277,7 @@ class EventBus(Producer):
         except CallTimeoutError as error:
             return Health(ok=False, reason=f"the adapter's health gave {error}")
         except Exception as error:
-            return Health(ok=False, reason=f"{type(error).__name__}: {error}")
+            return Health(ok=False, reason=describe(error))
 
     async def flush(self, timeout: float | None = None) -> None:
         """Wait until exactly what was accepted before this call is settled.

@@ -9,7 +9,7 @@ NetcoreError
 ├── FlushTimeoutError (TimeoutError)    flush() gave up; names the shards
 ├── ScalingError (ValueError)           a scaling step was refused and changed nothing
 ├── CursorError (ValueError)            a cursor or position can't be used here
-├── FilterError (ValueError)            a filter is malformed
+├── FilterError (ValueError)            a filter is malformed, or failed
 ├── PluginError
 │   └── PluginNotFoundError (LookupError)   nothing installed provides this name
 └── AdapterError
@@ -108,7 +108,7 @@ class CursorError(NetcoreError, ValueError):
 
 
 class FilterError(NetcoreError, ValueError):
-    """A filter is malformed. The message shows the offending part."""
+    """A filter is malformed (the message shows the offending part), or failed at an event."""
 
 
 class PluginError(NetcoreError):

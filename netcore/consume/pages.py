@@ -14,6 +14,7 @@ from netcore.consume.cursor import Cursor
 from netcore.consume.merger import ANY_KEY, Cut, Merger, Run
 from netcore.consume.reader import Reader
 from netcore.contracts.adapter import ReadRequest, ShardPage, Stream
+from netcore.errors import FilterError, describe
 from netcore.events import StoredEvent
 
 __all__ = ["Collector", "opening", "scan_budget"]
@@ -227,7 +228,12 @@ class Collector:
         if self._match is None:
             self.events = self.events + chunk if self.events else chunk
             return len(chunk)
-        found = list(islice(compress(count(), map(self._match, map(_raw_of, chunk))), room))
+        try:
+            found = list(islice(compress(count(), map(self._match, map(_raw_of, chunk))), room))
+        except Exception as error:
+            raise FilterError(
+                f"the filter failed on an event ({describe(error)}); it must answer for any payload"
+            ) from error
         self.events += map(chunk.__getitem__, found)
         return found[-1] + 1 if len(found) == room else len(chunk)
 

@@ -113,7 +113,7 @@ class Poller:
             ClosedError: the bus is shut down, or was while this poll waited.
             ConfigError: `request` is none, `wait` no such number, or a shard of `request.shards` does not exist.
             CursorError: the cursor, or a position in it, is none of this store.
-            FilterError: the filter is malformed.
+            FilterError: the filter is malformed, or raised something at an event.
             AdapterError: a first poll could not pin every stream, or none can be listed or is known.
         """
         response, _ = await self.page(request, wait)

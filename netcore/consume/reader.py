@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 from netcore.contracts.adapter import Adapter, ReadRequest, ShardPage, Stream
-from netcore.errors import AdapterError, CursorError, TransientAdapterError
+from netcore.errors import AdapterError, CursorError, TransientAdapterError, message_of
 from netcore.runtime import Runtime, Signal, Task
 
 __all__ = ["Call", "HungError", "Reader", "describe"]
@@ -43,7 +43,7 @@ class HungError(TransientAdapterError, TimeoutError):
 
 def describe(error: BaseException) -> str:
     """Word an error for `failed_shards`: its type only where the message alone says too little."""
-    text = str(error)
+    text = message_of(error)
     return text if isinstance(error, AdapterError) and text else f"{type(error).__name__}: {text}"
 
 

@@ -32,6 +32,9 @@ class EventFilter(Protocol):
 
     - `compile() -> Matcher`: called once a poll; without it `matches` serves;
     - `Builder`: the class that `netcore.FilterBuilder` stands for.
+
+    Polls call it on the bus's loop thread, for each event that they look at. One object may serve
+    several polls at once. What it raises ends the poll with `FilterError`; the cursor stays.
     """
 
     def matches(self, raw: bytes, /) -> bool:

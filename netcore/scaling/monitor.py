@@ -17,7 +17,7 @@ import msgspec
 from netcore.config import ScalingConfig
 from netcore.contracts.policies import AddShards, NoChange, RemoveShards, ScalingDecision, ScalingPolicy
 from netcore.engine import Engine
-from netcore.errors import ConfigError, ScalingError
+from netcore.errors import ConfigError, ScalingError, describe
 from netcore.plugins.manager import PluginManager
 from netcore.runtime import Task
 from netcore.scaling.resharding import Resharding
@@ -94,7 +94,7 @@ class Monitor:
             if type(error) not in self._complaints:
                 self._complaints.add(type(error))
                 _log.exception("scaling policy %s failed", type(self._policy).__name__)
-            return NoChange(f"the policy failed: {type(error).__name__}: {error}")
+            return NoChange(f"the policy failed: {describe(error)}")
         return self._bounded(decision, len([shard for shard in stats.shards if not shard.leaving]))
 
     async def tick(self) -> None:

@@ -8,9 +8,10 @@ import time
 from collections import Counter
 
 import anyio
+import msgspec
 import pytest
 
-from netcore import Batch, ConsumeRequest, EventBus, EventBusConfig, StoredEvent
+from netcore import Batch, ConsumeRequest, EventBus, EventBusConfig, FilterError, StoredEvent
 
 pytestmark = pytest.mark.anyio
 
@@ -20,6 +21,33 @@ SECOND = 1_000_000_000
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+async def test_filter_that_raises_ends_the_poll_with_what_it_raised(anyio_backend: str) -> None:
+    """Its author is told that it was the filter; the chain goes on where it was with another."""
+
+    class Careless:
+        def matches(self, raw: bytes, /) -> bool:
+            return bool(msgspec.json.decode(raw)["n"])
+
+        def to_json(self) -> str:
+            return "{}"
+
+        @classmethod
+        def from_json(cls, data: object, /) -> Careless:
+            return cls()
+
+    async with EventBus(EventBusConfig(shards=1)) as bus:
+        bus.ingest_raw_many([b'{"n": 1}', b"not JSON"])
+        await bus.flush()
+        for ordering in ("causal", "shard"):
+            careless = ConsumeRequest(10, start="earliest", filter=Careless(), ordering=ordering)
+            with pytest.raises(FilterError, match=r"filter failed on an event \(DecodeError: .*any payload"):
+                await bus.poll(careless)
+        with pytest.raises(FilterError, match="filter failed"):
+            async with bus.subscribe(ConsumeRequest(10, start="earliest", filter=Careless())):
+                pass
+        assert len((await bus.poll(ConsumeRequest(10, start="earliest"))).events) == 2
 
 
 async def test_causal_pages_of_a_bus_under_fire_are_complete_and_in_order(anyio_backend: str) -> None:
