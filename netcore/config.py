@@ -67,7 +67,7 @@ class AdapterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     Subclass it with the adapter's kind as the tag; validate in `__post_init__` and raise
     `ConfigError`. The same settings may be given as a dict: `{"kind": "memory", ...}`.
 
-        class RedisConfig(AdapterConfig, tag="redis"):
+        class RedisConfig(AdapterConfig, frozen=True, kw_only=True, tag="redis"):
             url: str = "redis://127.0.0.1:6379/0"
     """
 

@@ -120,6 +120,8 @@ class Health(msgspec.Struct, frozen=True):
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """What an adapter's class promises; the bus acts on it.
 
+    An object whose settings or backend decide may set its own, `self.capabilities`, by the end of `open`.
+
     Attributes:
         durable: what `append` acknowledged survives the end of this process.
         shared: other processes can see the streams.

@@ -121,6 +121,7 @@ def _check_offer(group: Group, item: object) -> str:
         raise PluginError(f"{shown} needs a class attribute {group.attribute!r}, a str; it is {name!r}")
     if group is ADAPTERS:
         _check_config(item, name, shown)
+        _check_capabilities(item, shown)
     return name
 
 
@@ -155,5 +156,13 @@ def _check_config(item: type, kind: str, shown: str) -> None:
     if config.__struct_config__.tag_field != "kind" or config.__struct_config__.tag != kind:
         raise PluginError(
             f"{shown} has the kind {kind!r}, but its Config the tag {config.__struct_config__.tag!r}: "
-            f'write class {config.__name__}(netcore.AdapterConfig, tag="{kind}")'
+            f'write class {config.__name__}(netcore.AdapterConfig, frozen=True, tag="{kind}")'
         )
+
+
+def _check_capabilities(item: type, shown: str) -> None:
+    from netcore.contracts.adapter import Capabilities
+
+    given = getattr(item, "capabilities", None)
+    if not isinstance(given, Capabilities | property):
+        raise PluginError(f"{shown}: capabilities must be a netcore.Capabilities(...), not {given!r:.80}")

@@ -103,6 +103,14 @@ BROKEN = {
         "import netcore\n@netcore.hookimpl\ndef netcore_adapters(): return [int]",
         "adapter builtins.int must inherit from netcore.Adapter",
     ),
+    "capabilities-not-built": (
+        (
+            "import netcore\nfrom netcore.builtin.noop import NoopAdapter\n"
+            "class A(NoopAdapter): capabilities = netcore.Capabilities\n"
+            "@netcore.hookimpl\ndef netcore_adapters(): return [A]"
+        ),
+        r"capabilities must be a netcore.Capabilities\(...\), not <class",
+    ),
     "not-a-filter": (
         "import netcore\n@netcore.hookimpl\ndef netcore_filters(): return [int]",
         "filter builtins.int lacks matches, to_json, from_json",
