@@ -167,5 +167,11 @@ if not TYPE_CHECKING:  # type checkers know the names from above, and can tell o
 
 
 def __dir__() -> list[str]:
-    """List the public names, loaded or not."""
-    return sorted({*globals(), *__all__, "Filter", "FilterBuilder"})
+    """List the public names, loaded or not; a plugin's only where it is installed.
+
+    `help(netcore)` looks each of them up, and must not end with what there is to install.
+    """
+    from importlib.util import find_spec
+
+    lent = ("Filter", "FilterBuilder") if find_spec("net_filter_jsonpath") else ()
+    return sorted({*globals(), *__all__, *lent})

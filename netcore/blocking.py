@@ -25,7 +25,7 @@ from netcore.consume.subscription import Subscription as AsyncSubscription
 from netcore.contracts.adapter import Gap, Health
 from netcore.contracts.policies import ScalingDecision
 from netcore.errors import ClosedError
-from netcore.events import RawEvent, StoredEvent
+from netcore.events import Event, RawEvent, StoredEvent
 from netcore.lifecycle import State
 from netcore.runtime import GRACE_S, current_runtime
 from netcore.stats import EventBusStats, IngestSummary, ShutdownReport
@@ -78,7 +78,8 @@ def _run_loop(started: Future[tuple[BlockingPortal, Callable[[], object]]]) -> N
 class EventBus:
     """A blocking front of `netcore.EventBus`; each method is documented there.
 
-    Safe to use from several threads. Waiting calls may be interrupted by KeyboardInterrupt.
+    It has no `put`: under `block`, `ingest` itself waits for room here. Safe to use from several
+    threads. Waiting calls may be interrupted by KeyboardInterrupt.
 
     Args:
         config: settings; default: `EventBusConfig()`.
@@ -125,7 +126,7 @@ class EventBus:
         """See `netcore.EventBus.ingest`. Under `block` it waits for room, like any foreign thread."""
         return self._bus.ingest(event, key)
 
-    def ingest_raw(self, event: bytes | RawEvent, key: Key = None) -> tuple[int, int] | None:
+    def ingest_raw(self, event: bytes | RawEvent | Event, key: Key = None) -> tuple[int, int] | None:
         """See `netcore.EventBus.ingest_raw`."""
         return self._bus.ingest_raw(event, key)
 
@@ -133,7 +134,7 @@ class EventBus:
         """See `netcore.EventBus.ingest_many`."""
         return self._bus.ingest_many(events)
 
-    def ingest_raw_many(self, events: Iterable[bytes | RawEvent]) -> IngestSummary:
+    def ingest_raw_many(self, events: Iterable[bytes | RawEvent | Event]) -> IngestSummary:
         """See `netcore.EventBus.ingest_raw_many`."""
         return self._bus.ingest_raw_many(events)
 
@@ -177,9 +178,9 @@ class EventBus:
         """See `netcore.EventBus.suggest_scaling`."""
         return self._call(self._bus.suggest_scaling)
 
-    def apply(self, decision: ScalingDecision) -> list[int]:
+    def apply(self, decision: ScalingDecision, *, timeout: float = 30.0) -> list[int]:
         """See `netcore.EventBus.apply`."""
-        return self._call(self._bus.apply, decision)
+        return self._call(functools.partial(self._bus.apply, decision, timeout=timeout))
 
     def shutdown(self, timeout: float = 30.0) -> ShutdownReport:
         """See `netcore.EventBus.shutdown`; then ends the loop's thread. Idempotent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
 from typing import Any
@@ -17,6 +18,7 @@ from netcore import (
     NoChange,
     TransientAdapterError,
 )
+from netcore import EventBus as AsyncEventBus
 from netcore.blocking import EventBus
 from netcore.testing.faults import FaultyAdapter, FaultyConfig, plugin_for
 
@@ -56,6 +58,18 @@ def test_blocking_bus_does_what_the_other_does() -> None:
         assert bus.stats().dispatched == 4
     report = bus.shutdown()
     assert (report.ingested, report.lost) == (4, 0)
+
+
+def test_blocking_calls_take_what_the_other_bus_takes() -> None:
+    """The same names with the same arguments, but for `put` and the ways to open."""
+    for name in sorted(set(dir(AsyncEventBus)) | set(dir(EventBus))):
+        if name.startswith("_") or name in ("put", "open"):
+            continue
+        there, here = getattr(AsyncEventBus, name, None), getattr(EventBus, name, None)
+        assert (there is None, here is None) == (False, False), name
+        if callable(there) and callable(here):
+            ours, theirs = inspect.signature(here).parameters, inspect.signature(there).parameters
+            assert list(ours.values()) == list(theirs.values()), name
 
 
 def test_blocking_shutdown_again_returns_the_report_and_ends_the_thread() -> None:

@@ -181,6 +181,17 @@ def test_public_names_are_listed_before_they_are_loaded() -> None:
     assert has == "False"
 
 
+def test_help_works_without_the_filter_plugin() -> None:
+    """`help(netcore)` looks up whatever is listed; the names that a plugin lends are not, unless it is there."""
+    code = "import pydoc, sys; sys.modules['net_filter_jsonpath'] = None\nimport netcore\n"
+    code += "assert 'Filter' not in dir(netcore)\nprint(pydoc.plain(pydoc.render_doc(netcore)))"
+    env = os.environ | {"NETCORE_PLUGINS": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60, env=env
+    )
+    assert "class ConsumeRequest" in done.stdout
+
+
 def test_import_of_the_bus_loads_nothing_heavy() -> None:
     """What makes an import slow is what it loads: no client, no plugin, no terminal library, no server."""
     loaded = _loaded_by("from netcore import EventBus, EventBusConfig, ConsumeRequest")
