@@ -27,7 +27,8 @@ class UtilizationPolicy(ScalingPolicy):
     Args:
         high: load at or above which shards are added, 0..1; default 0.7.
         low: load at or below which shards are removed, 0..high; default 0.2.
-        max_step: most shards added or removed at once, as a share of those present; default 0.5.
+        max_step: most shards added or removed at once, as a share of those present, 0..16, but at
+            least one; default 0.5.
         warm_up_s: seconds after a step until its effect is trusted, 0..86,400; default 10.
         min_looks_s: shortest window that is trusted, in seconds, 0..86,400; default 2.
 

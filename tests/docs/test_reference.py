@@ -13,9 +13,11 @@ import pytest
 
 import netcore
 from netcore.builtin.memory import MemoryConfig
+from netcore.builtin.utilization import UtilizationPolicy
 from netcore.cli.app import BUILT_IN, app
 from netcore.plugins import spec
-from netcore.plugins.manager import default_manager
+from netcore.plugins.manager import PluginManager, default_manager
+from netcore.plugins.registry import BACKPRESSURE, SCALING
 from netcore.plugins.vetting import HOOKS
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +55,17 @@ def test_settings_are_all_listed_with_their_defaults(config: type[msgspec.Struct
             default = field.default
             expected = f'"{default}"' if isinstance(default, str) else repr(default)
             assert any(f"| `{expected}` |" in row for row in rows), f"{field.name}: {expected}"
+
+
+def test_built_in_policies_are_all_listed_with_their_options() -> None:
+    """Every policy that comes with the core has a row, and each option of the scaling policy its default."""
+    shown = page("config.md")
+    table = shown.partition("## Backpressure policies")[2].partition("\n## ")[0]
+    own = PluginManager(discover=lambda: (), environ={}).registry
+    assert own.names(BACKPRESSURE) == sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+    assert own.names(SCALING) == ["utilization"]
+    for name, option in inspect.signature(UtilizationPolicy).parameters.items():
+        assert f"\n| `{name}` | `{option.default}` |" in shown, name
 
 
 def test_errors_are_all_listed_with_their_builtins() -> None:
