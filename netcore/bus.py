@@ -374,7 +374,14 @@ def _policy(setting: Any, manager: PluginManager) -> BackpressurePolicy:
     if isinstance(setting, BackpressurePolicy):
         return setting
     if isinstance(setting, str):
-        return manager.registry.backpressure(setting)()
+        policy = manager.registry.backpressure(setting)
+        try:
+            return policy()
+        except TypeError as error:
+            raise ConfigError(
+                f"the backpressure policy {setting!r} cannot be built by its name alone ({error}): "
+                "give an object of it"
+            ) from error
     raise ConfigError(f"backpressure must be a policy's name or a BackpressurePolicy, not {setting!r}")
 
 

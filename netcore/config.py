@@ -115,6 +115,8 @@ class ScalingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_shards: int = 64
 
     def __post_init__(self) -> None:
+        if type(self.auto_apply) is not bool:
+            raise ConfigError(f"scaling.auto_apply must be True or False, not {self.auto_apply!r}")
         check_number("scaling.interval_ms", self.interval_ms, 100, 3_600_000)
         check_number("scaling.cooldown_ms", self.cooldown_ms, 0, 86_400_000)
         check_int("scaling.min_shards", self.min_shards, 1, MAX_SHARDS)
@@ -209,6 +211,8 @@ class EventBusConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         Raises:
             ConfigError: as `load`.
         """
+        if not isinstance(settings, Mapping):
+            raise ConfigError(f"{source} must be a table of settings, not {settings!r:.80}")
         merged = dict(settings)
         env = env or {}
         for name, guess in stray_variables(env).items():

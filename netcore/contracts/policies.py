@@ -89,7 +89,11 @@ class RemoveShards(msgspec.Struct, frozen=True):
     reason: str = ""
 
     def __post_init__(self) -> None:
-        msgspec.structs.force_setattr(self, "shard_ids", tuple(self.shard_ids))
+        try:
+            ids = tuple(self.shard_ids)
+        except TypeError:
+            raise ConfigError(f"RemoveShards takes a list of shard ids, not {self.shard_ids!r}") from None
+        msgspec.structs.force_setattr(self, "shard_ids", ids)
 
 
 class NoChange(msgspec.Struct, frozen=True):

@@ -215,6 +215,8 @@ _BUILT_IN: Final = (PROJECT, "netcore-bus")
 def _registered_in_code(plugins: Sequence[object]) -> Iterator[Record]:
     from netcore.plugins.vetting import vet
 
+    if isinstance(plugins, str) or not isinstance(plugins, Iterable):
+        raise PluginError(f"plugins takes a list of modules or objects with hooks, not {plugins!r:.80}")
     seen: list[object] = []
     for plugin in plugins:
         if any(plugin is other for other in seen):

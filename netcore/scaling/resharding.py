@@ -197,11 +197,11 @@ class Resharding:
         staying = [shard.id for shard in shards.values() if not shard.leaving]
         if not ids:
             raise ScalingError("remove_shards was given no shard ids")
-        if len(set(ids)) != len(ids):
-            raise ScalingError(f"remove_shards was given an id twice: {ids}")
-        unknown = [shard for shard in ids if shard not in staying]
+        unknown = [shard for shard in ids if type(shard) is not int or shard not in staying]
         if unknown:
             raise ScalingError(f"no such shards, or already leaving: {unknown}; present: {staying}")
+        if len(set(ids)) != len(ids):
+            raise ScalingError(f"remove_shards was given an id twice: {ids}")
         if len(ids) >= len(staying):
             raise ScalingError(f"removing {ids} would leave no shard")
         return [shards[shard] for shard in ids]

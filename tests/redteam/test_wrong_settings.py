@@ -6,7 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from netcore import ConfigError, ConsumeRequest, EventBusConfig, mask_credentials
+from netcore import (
+    BackpressurePolicy,
+    ConfigError,
+    ConsumeRequest,
+    EventBus,
+    EventBusConfig,
+    FullShard,
+    PluginError,
+    RemoveShards,
+    ScalingConfig,
+    ScalingError,
+    Verdict,
+    hookimpl,
+    mask_credentials,
+)
 
 
 @pytest.mark.parametrize(
@@ -92,3 +106,65 @@ def test_shards_of_a_request_that_are_no_list_are_a_config_error(shards: object)
     """A single id is the likeliest mistake."""
     with pytest.raises(ConfigError, match="takes a list of ids"):
         ConsumeRequest(1, shards=shards)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("plugins", [pytest, object(), "redis"], ids=["module", "object", "name"])
+def test_plugin_given_without_its_list_is_told(plugins: object) -> None:
+    """The only one there is, without brackets."""
+    with pytest.raises(PluginError, match="plugins takes a list of modules or objects"):
+        EventBus(plugins=plugins)  # type: ignore[arg-type]
+
+
+def test_auto_apply_that_is_no_bool_is_a_config_error() -> None:
+    """The word "no" is true."""
+    with pytest.raises(ConfigError, match="auto_apply must be True or False, not 'no'"):
+        ScalingConfig(auto_apply="no")  # type: ignore[arg-type]
+    loaded = EventBusConfig.from_dict({"scaling": {}}, env={"NETCORE_SCALING__AUTO_APPLY": "false"})
+    assert loaded.scaling is not None
+    assert loaded.scaling.auto_apply is False
+
+
+@pytest.mark.parametrize("settings", [None, [1], "shards"])
+def test_settings_that_are_no_table_are_a_config_error(settings: object) -> None:
+    """What a program decoded may be anything."""
+    with pytest.raises(ConfigError, match="settings must be a table of settings, not"):
+        EventBusConfig.from_dict(settings)  # type: ignore[arg-type]
+
+
+def test_decision_to_remove_a_single_id_is_a_config_error() -> None:
+    """A policy's author is told what it takes."""
+    with pytest.raises(ConfigError, match="RemoveShards takes a list of shard ids, not 3"):
+        RemoveShards(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("ids", [[[1]], [None], ["1"], [True]])
+async def test_removal_of_what_is_no_id_is_a_scaling_error(ids: list[object]) -> None:
+    """Nothing is begun, and the history says so."""
+    async with EventBus(EventBusConfig(shards=3)) as bus:
+        with pytest.raises(ScalingError, match="no such shards"):
+            await bus.remove_shards(ids)  # type: ignore[arg-type]
+        assert len(bus.stats().shards) == 3
+        assert bus.stats().scaling[-1].error
+
+
+def test_policy_that_needs_arguments_chosen_by_name_is_a_config_error() -> None:
+    """By name it is built without any; its author, or who chose it, is told what to do instead."""
+
+    class Needy(BackpressurePolicy):
+        name = "needy"
+
+        def __init__(self, field: str) -> None:
+            self.field = field
+
+        def on_full(self, shard: FullShard, /) -> Verdict:
+            return Verdict.REFUSE
+
+    class Plugin:
+        @hookimpl
+        def netcore_backpressure_policies(self) -> list[type[BackpressurePolicy]]:
+            return [Needy]
+
+    with pytest.raises(ConfigError, match=r"'needy' cannot be built by its name alone \(.*'field'\)"):
+        EventBus(EventBusConfig(backpressure="needy"), plugins=[Plugin()])
+    assert EventBus(EventBusConfig(backpressure=Needy("level"))).config.shards
