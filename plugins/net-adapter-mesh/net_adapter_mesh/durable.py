@@ -29,7 +29,8 @@ except ImportError:  # not a Unix: nothing guards the directory against a second
 
 __all__ = ["SqliteStore"]
 
-_SYNC: Final = {"batch": "FULL", "interval": "NORMAL", "never": "OFF"}
+_SYNC: Final = {"batch": "FULL", "interval": "NORMAL", "never": "NORMAL"}
+"""Never OFF: a checkpoint that syncs nothing can leave a log that is no database after a crash."""
 _PAGES: Final = 4000  # at which SQLite checkpoints of its own accord
 _PAGES_WITH_KEEPER: Final = 32_768
 _PART_BYTES: Final = 1 << 20
@@ -162,7 +163,13 @@ class SqliteStore:
             "format": FORMAT, "mesh": self._config.name, "node": node, "origin": origin, "boot": boot,
             "fsync": self._config.fsync, "clean": "0",
         }  # fmt: skip
+        # On disk before anything is numbered: else the machine goes down, what is read here next is
+        # that the log was closed, or kept with "batch", and numbers are used again.
+        self._reader.execute("PRAGMA synchronous=FULL")
+        self._reader.execute("BEGIN")
         self._reader.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", fresh.items())
+        self._reader.execute("COMMIT")
+        self._reader.execute(f"PRAGMA synchronous={_SYNC[self._config.fsync]}")
         return origin
 
     def load(self) -> list[Kept]:

@@ -1,0 +1,98 @@
+"""The durable log when the machine goes down, or the disk fails, at the awkward moment."""
+
+import contextlib
+import shutil
+import sqlite3
+from functools import partial
+
+import pytest
+from net_adapter_mesh import MeshAdapter, MeshConfig
+from net_adapter_mesh.keeper import Keeper
+
+from netcore import Batch, Stream
+from netcore.testing.contract import adapter_context
+
+
+def _batch(first_seq, *payloads, shard=0):
+    stamps = list(range(1000 + first_seq, 1000 + first_seq + len(payloads)))
+    return Batch(producer="p" * 32, shard=shard, first_seq=first_seq, stamps=stamps, payloads=list(payloads))
+
+
+async def _stored(adapter, shard=0, origin=None):
+    page = await adapter.read(Stream(shard, origin or adapter.origin), None, 100)
+    return [event.raw for event in page.events]
+
+
+@pytest.fixture
+def disk(tmp_path, monkeypatch):
+    """A log's directory, and a copy of it as it was when SQLite last synced a commit.
+
+    What the machine has after it went down is the copy: nothing else is certain to be on disk.
+    """
+    log, image = tmp_path / "log", tmp_path / "image"
+
+    class Watched(sqlite3.Connection):
+        def execute(self, sql, *args):
+            result = super().execute(sql, *args)
+            if not self.in_transaction and not sql.startswith("PRAGMA"):
+                self._committed()
+            return result
+
+        def executemany(self, sql, *args):
+            result = super().executemany(sql, *args)
+            if not self.in_transaction:
+                self._committed()
+            return result
+
+        def _committed(self):
+            if super().execute("PRAGMA synchronous").fetchone()[0] == 2:  # FULL
+                shutil.copytree(log, image, dirs_exist_ok=True)
+
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Watched))
+    return log, image
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("before", ["batch", "never"])
+@pytest.mark.parametrize("fsync", ["interval", "never"])
+async def test_durable_log_is_known_to_be_open_before_anything_is_numbered(
+    disk, tmp_path, monkeypatch, before, fsync
+):
+    """The machine goes down before anything else was synced: the next life uses no number again."""
+    monkeypatch.setattr(Keeper, "_sync", lambda _: None)  # its interval has not passed yet
+    log, image = disk
+    adapter = MeshAdapter(MeshConfig(log=str(log), fsync=before))
+    await adapter.open(adapter_context())
+    await adapter.append(_batch(0, b"kept"))
+    await adapter.close()
+    shutil.rmtree(image, ignore_errors=True)
+    shutil.copytree(log, image)  # the system has written it since
+
+    adapter = MeshAdapter(MeshConfig(log=str(log), fsync=fsync))
+    await adapter.open(adapter_context())
+    await adapter.append(_batch(1, b"seen by a peer, not on disk"))
+    left = shutil.copytree(image, tmp_path / "left")  # the machine goes down
+    await adapter.close()
+    with contextlib.closing(sqlite3.connect(left / "mesh.sqlite3")) as database, database:
+        database.execute("UPDATE meta SET value = 'another boot' WHERE key = 'boot'")
+
+    again = MeshAdapter(MeshConfig(log=str(left), fsync=fsync))
+    await again.open(adapter_context())
+    assert again.origin != adapter.origin
+    assert await _stored(again, origin=adapter.origin) == [b"kept"]
+    await again.close()
+
+
+@pytest.mark.anyio
+async def test_durable_log_that_is_never_synced_still_syncs_its_checkpoints(tmp_path):
+    """A checkpoint that syncs nothing may leave a file that is no database once the machine went down."""
+    adapter = MeshAdapter(MeshConfig(log=str(tmp_path), fsync="never"))
+    await adapter.open(adapter_context())
+    with contextlib.closing(adapter._store._connect()) as connection:
+        assert connection.execute("PRAGMA synchronous").fetchone() == (1,)
+    await adapter.close()
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
