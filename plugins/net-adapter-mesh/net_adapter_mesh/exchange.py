@@ -221,6 +221,7 @@ class Exchange:
                 old.send(Subscribe(origin, 0, False))
             if new is not None:
                 self.heads_pending.add(origin)
+                new.asked[origin] = new.asked.get(origin, 0) + 1
                 new.send(Subscribe(origin, self.routing.reached(origin)))
 
     def _on_subscribe(self, link: Link, message: Subscribe) -> None:
@@ -232,6 +233,10 @@ class Exchange:
         link.send(Heads(message.origin, head, self._log.spans(message.origin)))
 
     def _on_heads(self, link: Link, message: Heads) -> None:
+        if link.asked.get(message.origin, 0) > 1:
+            link.asked[message.origin] -= 1
+        else:
+            link.asked.pop(message.origin, None)
         self._log.advertise(message.origin, message.shards)
         self.heads_pending.discard(message.origin)
         self._news()
@@ -254,8 +259,10 @@ class Exchange:
         link.received += size
         if link.received > link.promised + RUN_BYTES + size:
             raise FrameError("it sends beyond its credit")
-        if self.routing.sources.get(origin) is not link or origin == self._log.own:
-            self._settled(link, size)  # from before a change of source
+        if self.routing.sources.get(origin) is not link or origin in link.asked or origin == self._log.own:
+            # From before a change of source, maybe away from this link and back: what was sent
+            # between what is stored and this was not taken, and comes again behind the Heads.
+            self._settled(link, size)
             return
         fresh = self._log.wants(origin, message.entries, found, self.routing.pending.get(origin, 0))
         if not self.routing.acceptable(origin, link, fresh):

@@ -54,12 +54,13 @@ class Link:
         stored: of those, bytes that are stored.
         promised: bytes of entries granted to the peer in all.
         feeds: lanes that the peer subscribed to -> number up to which they were sent.
+        asked: lanes subscribed to here -> how often, without its Heads having come yet.
         known: member -> version of its record that the peer has.
         told: when a table was last sent to it.
     """
 
     __slots__ = (
-        "cut", "feeds", "frames_in", "frames_out", "granted", "greeted", "heard", "known", "peer", "post",
+        "asked", "cut", "feeds", "frames_in", "frames_out", "granted", "greeted", "heard", "known", "peer", "post",
         "promised", "received", "sent", "since", "stored", "target", "told",
     )  # fmt: skip
 
@@ -86,6 +87,7 @@ class Link:
         self.frames_in = 0
         self.frames_out = 0
         self.feeds: dict[str, int] = {}
+        self.asked: dict[str, int] = {}
         self.known: dict[str, int] = {}
 
     def send(self, message: Message) -> bool:

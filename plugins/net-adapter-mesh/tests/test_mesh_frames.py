@@ -251,6 +251,7 @@ def test_node_takes_bodies_in_frames_of_their_own_and_no_others(cluster, speak):
         speaker = speak(a.address)
         speaker.say(table)
         reached = speaker.hear(Subscribe).after
+        speaker.say(Heads("speaker", 9, {}))
         body = encode_body([5], [b"apart"])
         entry = WireEntry(reached + 1, 0, reached, 1, 1 << 60, 5, 5, {}, None)
         message = encode(Entries("speaker", reached + 1, [entry]))
@@ -274,6 +275,7 @@ def test_node_skips_an_entry_whose_body_is_garbage(cluster, speak):
     speaker = speak(a.address)
     speaker.say(Table(time.time_ns(), [Record("speaker", 1, "", "", [a.origin], [LaneRow("speaker", 0, 9)])]))
     speaker.hear(Subscribe)
+    speaker.say(Heads("speaker", 9, {}))
     good = encode_body([5], [b"fine"])
     run = [
         WireEntry(1, 0, 0, 1, 1 << 60, 4, 4, {}, b"garbage"),
