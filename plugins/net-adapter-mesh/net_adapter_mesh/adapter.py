@@ -373,7 +373,7 @@ class MeshAdapter(Adapter[MeshConfig]):
         """Return the last watermark: a lane in memory ends here, a durable one may go on."""
         if self.config.log is None:
             return INFINITY
-        return 1 + max((view.key for view in self._log.lane.streams.values()), default=0)
+        return 1 + max((view.key for view in list(self._log.lane.streams.values())), default=0)
 
     async def health(self) -> Health:
         """Tell whether the I/O thread lives and how many peers are linked."""

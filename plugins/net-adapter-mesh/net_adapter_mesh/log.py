@@ -251,9 +251,9 @@ class Log:
             return bool(self._visibility.stalled)
 
     def uncovered(self) -> bool:
-        """Whether the own watermark is not yet past all that the own lane holds."""
+        """Whether the own watermark is not yet past all that the own lane holds. Any thread, no lock."""
         lane = self.lane
-        return any(view.key >= lane.w for view in lane.streams.values())
+        return any(view.key >= lane.w for view in list(lane.streams.values()))  # another may grow meanwhile
 
     def rows(self) -> list[LaneRow]:
         """Return what this node holds of each lane."""

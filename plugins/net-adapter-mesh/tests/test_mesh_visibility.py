@@ -323,3 +323,17 @@ def test_lane_run_ends_with_the_entry_that_fills_it():
         [],
     ]
     assert [lane.after(after, 100)[1] for after in (0, 2, 4, 5)] == [2, 4, 5, 5]
+
+
+def test_watermark_is_looked_at_while_a_shard_appends_for_the_first_time():
+    """The I/O thread looks without the lock: that another thread adds a stream does not end it."""
+    log = Log("a", MeshConfig(), MemoryStore())
+
+    class Covered:
+        @property
+        def key(self):  # another thread runs
+            log.lane.stream(len(log.lane.streams))
+            return -1
+
+    log.lane.streams[0] = Covered()
+    assert not log.uncovered()
