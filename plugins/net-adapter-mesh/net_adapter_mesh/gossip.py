@@ -18,7 +18,7 @@ _FORGET_NS = 600 * 10**9
 
 
 class Members:
-    """The table of records, this node's own among them. I/O thread only, except `snapshot`.
+    """The table of records, this node's own among them. I/O thread only, except `snapshot` and `reached`.
 
     Args:
         own: this node.
@@ -75,6 +75,10 @@ class Members:
             self._around.clear()
             self._reach = self._spread(self.own, set())
         return self._reach
+
+    def reached(self) -> dict[str, int]:
+        """Return what `distances` does; from any thread."""
+        return self._spread(self.own, set())
 
     def hops(self, start: str, target: str) -> int | None:
         """Return the hops between two nodes without passing this one, or None."""

@@ -40,7 +40,7 @@ def report(config: MeshConfig, log: Log, node: Node) -> dict[str, Any]:
         }
         for link in list(node.exchange.links.values())
     ]
-    reach = dict(node.members.distances())
+    reach = node.members.reached()
     heads: dict[str, int] = {}
     members = node.members.snapshot()
     for record in members:

@@ -12,6 +12,7 @@ from net_adapter_mesh.frames import LaneRow, Record
 from net_adapter_mesh.link import Link, Target
 from net_adapter_mesh.log import Log
 from net_adapter_mesh.node import Node
+from net_adapter_mesh.report import report
 from net_adapter_mesh.store import MemoryStore
 
 BEAT = 0.5
@@ -234,3 +235,20 @@ async def test_bell_gives_up_in_time(anyio_backend):
     with anyio.fail_after(5):
         assert await bell.until(lambda: False, 0.01) is False
     assert not bell._waiting
+
+
+def test_node_described_while_links_change_still_knows_of_the_change(desk, monkeypatch):
+    """Another thread that describes the node puts no older picture in the place of what was learnt."""
+    members = desk.node.members
+    members.update(["you"], [])
+    spread = members._spread
+
+    def slow(*arguments):
+        reach = spread(*arguments)
+        members.learn(Record("you", 1, "", "", ["me"], []))  # the node's own thread, meanwhile
+        return reach
+
+    monkeypatch.setattr(members, "_spread", slow)
+    assert report(MeshConfig(), desk.log, desk.node)["origin"] == "me"
+    monkeypatch.undo()
+    assert members.distances() == {"me": 0, "you": 1}
