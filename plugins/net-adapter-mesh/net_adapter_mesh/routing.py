@@ -44,6 +44,7 @@ class Routing:
         self._patience = config.discover
         self.sources: dict[str, Link] = {}
         self.pending: dict[str, int] = {}
+        self._ends: dict[str, dict[int, int]] = {}  # the same by shard, as positions
         self._moved: dict[str, float] = {}
         self._penalty: dict[tuple[str, str], float] = {}
         self._gap_since: dict[str, float] = {}
@@ -87,16 +88,19 @@ class Routing:
 
     def acceptable(self, origin: str, link: Link, fresh: Sequence[Entry]) -> bool:
         """Tell whether a run may be stored: a hole is not taken while somebody near can fill it."""
-        if link.peer == origin:
-            return True
-        _, ends = self._log.heads(origin)
-        for entry in fresh:
-            if entry.count:
-                if entry.start > ends.get(entry.shard, 0) and self._filler(origin, link):
-                    self._penalty[origin, link.peer] = time.monotonic() + _PENALTY_BEATS * self._beat
-                    self.sources.pop(origin, None)
-                    return False
-                ends[entry.shard] = entry.start + entry.count
+        under_way = self._ends.setdefault(origin, {})
+        if link.peer != origin:
+            _, ends = self._log.heads(origin)
+            for shard, end in under_way.items():
+                ends[shard] = max(end, ends.get(shard, 0))
+            for entry in fresh:
+                if entry.count:
+                    if entry.start > ends.get(entry.shard, 0) and self._filler(origin, link):
+                        self._penalty[origin, link.peer] = time.monotonic() + _PENALTY_BEATS * self._beat
+                        self.sources.pop(origin, None)
+                        return False
+                    ends[entry.shard] = entry.end
+        under_way.update((entry.shard, entry.end) for entry in fresh if entry.count)
         return True
 
     def _filler(self, origin: str, link: Link) -> bool:

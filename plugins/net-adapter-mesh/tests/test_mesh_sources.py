@@ -142,3 +142,22 @@ def test_entries_wait_for_the_answer_to_the_last_of_several_subscriptions(desk):
     desk.hear(relay, Heads("o", 30, {0: (0, 30)}))
     desk.hear(relay, _run(1, 30))
     assert desk.log.heads("o") == (30, {0: 30})
+
+
+def test_entries_behind_others_that_are_not_stored_yet_are_no_hole(desk):
+    """While the store is behind, a relay's next run follows what is under way, and the relay is kept."""
+    one, other = desk.link("one"), desk.link("other")
+    for _ in range(2):
+        desk.table(one, _record("one", 30))
+        desk.table(other, _record("other", 30))
+    source = desk.exchange.routing.sources["o"]
+    assert source in (one, other)
+    desk.hear(source, Heads("o", 30, {0: (0, 30)}))
+    desk.store.slow = True
+    desk.hear(source, _run(1, 10))
+    desk.hear(source, _run(11, 20))
+    assert desk.exchange.routing.sources["o"] is source
+    desk.store.answer()
+    assert desk.log.heads("o") == (20, {0: 20})
+    desk.hear(source, _run(25, 30))  # a hole that the other one can fill
+    assert "o" not in desk.exchange.routing.sources
