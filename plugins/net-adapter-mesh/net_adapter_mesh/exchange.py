@@ -113,7 +113,7 @@ class Exchange:
             message = decode(frame)
             if isinstance(message, Entries) and link.peer:
                 self._on_entries(link, message, bodies(message, more))
-            elif more:
+            elif more and link.peer:
                 raise FrameError("frames behind a message that has none")
             elif isinstance(message, Hello):
                 self._on_hello(link, message)

@@ -161,3 +161,12 @@ def test_entries_behind_others_that_are_not_stored_yet_are_no_hole(desk):
     assert desk.log.heads("o") == (20, {0: 20})
     desk.hear(source, _run(25, 30))  # a hole that the other one can fill
     assert "o" not in desk.exchange.routing.sources
+
+
+def test_entries_from_a_stranger_are_answered_with_reset(desk):
+    """Whoever thinks there is a link hears that there is none, whether bodies come apart or not."""
+    for more in ([], [memoryview(b"a body")]):
+        stranger = desk.link()
+        desk.hear(stranger, _run(1, 1), *more)
+        assert desk.heard(stranger, Reset) == [Reset()]
+    assert desk.refused == []
