@@ -94,16 +94,24 @@ class Reader:
                     origin=stream.origin,
                 )
                 return ShardPage(events=[], position=str(view.earliest), has_more=False, gap=gap)
-        return self._page(stream, found, begin, limit, more, gap)
+        page = self._page(stream, found, begin, limit, more, gap)
+        # Trimmed since the look, before anything was read: look again, for the gap that it is now.
+        return self.read(stream, after, limit, snapshot) if page is None else page
 
     def _page(
         self, stream: Stream, found: list[Entry], begin: int, limit: int, more: bool, gap: Gap | None
-    ) -> ShardPage:
+    ) -> ShardPage | None:
+        """Return what `found` holds; None if its first entry is gone meanwhile."""
         events: list[StoredEvent] = []
         position, bad = begin, 0
         for entry in found:
             decoded = self._events(stream, entry)
             if len(decoded) != entry.count:
+                if not entry.live:
+                    if entry is found[0]:
+                        return None
+                    more = True  # the next page begins with the gap
+                    break
                 bad += 1
                 position = entry.end
                 continue

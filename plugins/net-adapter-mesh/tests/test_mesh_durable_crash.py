@@ -1,15 +1,23 @@
 """The durable log when the machine goes down, or the disk fails, at the awkward moment."""
 
+import asyncio
 import contextlib
+import itertools
+import os
 import shutil
 import sqlite3
+import threading
+import time
 from functools import partial
 
+import anyio
+import msgspec
 import pytest
-from net_adapter_mesh import MeshAdapter, MeshConfig
+from net_adapter_mesh import MeshAdapter, MeshConfig, durable
+from net_adapter_mesh.durable import SqliteStore
 from net_adapter_mesh.keeper import Keeper
 
-from netcore import Batch, Stream
+from netcore import AdapterRefusedError, Batch, ReadRequest, Stream, TransientAdapterError
 from netcore.testing.contract import adapter_context
 
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from net_adapter_mesh import MeshConfig
-from net_adapter_mesh.frames import INFINITY, LaneRow, Record, WireEntry
+from net_adapter_mesh.frames import INFINITY, LaneRow, Record, Table, WireEntry, decode, encode, encode_body
 from net_adapter_mesh.gossip import Members
 from net_adapter_mesh.lane import Entry, Lane
-from net_adapter_mesh.log import Log
+from net_adapter_mesh.log import Kept, Log
 from net_adapter_mesh.reader import Reader
 from net_adapter_mesh.store import MemoryStore
 
@@ -337,3 +337,37 @@ def test_watermark_is_looked_at_while_a_shard_appends_for_the_first_time():
 
     log.lane.streams[0] = Covered()
     assert not log.uncovered()
+
+
+def test_entries_trimmed_while_a_page_is_made_of_them_are_a_gap():
+    """Retention overtakes a reader between its look and its reading: it is told of a gap, with a number."""
+    log = Log("me", MeshConfig(max_events=3), MemoryStore())
+    reader = Reader(log)
+
+    def store(first, last):
+        for n in range(first, last + 1):
+            log.publish([log.stage(0, [n], n + 1, {}, encode_body([n], [b"%d" % n]))])
+
+    def overtaken(entry):
+        log.body_of = body_of
+        if entry.start == trigger:
+            store(trigger + 4, trigger + 5)
+        else:
+            log.body_of = overtaken
+        return body_of(entry)
+
+    body_of = log.body_of
+    store(1, 3)
+    trigger, log.body_of = 0, overtaken
+    page = reader.read(Stream(0, "me"), None, 10, None)
+    assert ([event.raw for event in page.events], page.undecodable) == ([b"3", b"4", b"5"], 0)
+    assert (page.gap.missed, page.gap.resumed_at) == (2, "2")
+
+    reader = Reader(log)
+    trigger, log.body_of = 3, overtaken
+    page = reader.read(Stream(0, "me"), "2", 10, None)
+    store(9, 9)
+    assert ([event.raw for event in page.events], page.undecodable, page.has_more) == ([b"3"], 0, True)
+    page = reader.read(Stream(0, "me"), page.position, 10, None)
+    assert [event.raw for event in page.events] == [b"7", b"8", b"9"]
+    assert page.gap.missed == 2
