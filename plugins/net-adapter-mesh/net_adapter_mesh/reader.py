@@ -15,6 +15,7 @@ from netcore import CursorError, Gap, IndexedEvent, ShardPage, StoredEvent, Stre
 __all__ = ["Reader"]
 
 _DECODED_EVENTS: Final = 32_768
+_DECODED_BYTES: Final = 32 << 20
 _KIND: Final = "mesh"
 _CLOCK_LAG_NS: Final = 250_000_000
 
@@ -28,8 +29,8 @@ class Reader:
 
     def __init__(self, log: Log) -> None:
         self._log = log
-        self._decoded: OrderedDict[tuple[str, int], list[StoredEvent]] = OrderedDict()
-        self._decoded_events = 0
+        self._decoded: OrderedDict[tuple[str, int], tuple[list[StoredEvent], int]] = OrderedDict()
+        self._decoded_events = self._decoded_bytes = 0
         self.returned: dict[str, int] = {}
         """Per other origin, the greatest merge key that reads returned."""
 
@@ -132,7 +133,7 @@ class Reader:
         key = (stream.origin, entry.lsn)
         known = self._decoded.get(key)
         if known is not None:
-            return known
+            return known[0]
         body = self._log.body_of(entry)
         if body is None:
             return []
@@ -145,11 +146,15 @@ class Reader:
         events: list[StoredEvent] = list(
             map(IndexedEvent, ids, repeat(stream.shard), stamps, raws, repeat(origin))  # type: ignore[arg-type]
         )
-        self._decoded[key] = events
+        self._decoded[key] = events, len(body)
         self._decoded_events += len(events)
-        while self._decoded_events > _DECODED_EVENTS and len(self._decoded) > 1:
-            _, old = self._decoded.popitem(last=False)
+        self._decoded_bytes += len(body)
+        while (self._decoded_events > _DECODED_EVENTS or self._decoded_bytes > _DECODED_BYTES) and len(
+            self._decoded
+        ) > 1:
+            _, (old, size) = self._decoded.popitem(last=False)
             self._decoded_events -= len(old)
+            self._decoded_bytes -= size
         return events
 
     def bounds(self, stream: Stream) -> tuple[str, str]:

@@ -371,3 +371,14 @@ def test_entries_trimmed_while_a_page_is_made_of_them_are_a_gap():
     page = reader.read(Stream(0, "me"), page.position, 10, None)
     assert [event.raw for event in page.events] == [b"7", b"8", b"9"]
     assert page.gap.missed == 2
+
+
+def test_decoded_events_are_kept_up_to_so_many_bytes():
+    """Large payloads are not all held twice because they are few."""
+    log = Log("me", MeshConfig(), MemoryStore())
+    reader = Reader(log)
+    large = bytes(1 << 20)
+    for n in range(1, 65):
+        log.publish([log.stage(0, [n], n + 1, {}, encode_body([n], [large]))])
+    assert len(reader.read(Stream(0, "me"), None, 100, None).events) == 64
+    assert 0 < sum(len(event.raw) for events, _ in reader._decoded.values() for event in events) <= 32 << 20
