@@ -10,6 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
+import msgspec
+
 from net_adapter_mesh.frames import LaneRow, Record
 
 __all__ = ["Members"]
@@ -55,6 +57,11 @@ class Members:
     def learn(self, record: Record) -> bool:
         """Take a record heard from somebody; tell whether it is news."""
         if record.node == self.own:
+            # From a former life, whose clock was ahead: nobody would listen to this one.
+            mine = self.records[self.own]
+            if record.version > mine.version:
+                self.records[self.own] = msgspec.structs.replace(mine, version=record.version + 1)
+                self.revision += 1
             return False
         old = self.records.get(record.node)
         if old is not None and old.version >= record.version:

@@ -382,3 +382,16 @@ def test_decoded_events_are_kept_up_to_so_many_bytes():
         log.publish([log.stage(0, [n], n + 1, {}, encode_body([n], [large]))])
     assert len(reader.read(Stream(0, "me"), None, 100, None).events) == 64
     assert 0 < sum(len(event.raw) for events, _ in reader._decoded.values() for event in events) <= 32 << 20
+
+
+def test_members_answer_an_own_record_from_a_life_whose_clock_was_ahead():
+    """A node that comes back under its name with an earlier clock is listened to all the same."""
+    me, you = Members("me", "", ""), Members("you", "", "")
+    ahead = time.time_ns() + 10**12
+    you.learn(Record("me", ahead, "", "", ["gone"], []))
+    me.learn(you.records["me"])
+    assert you.learn(me.records["me"])
+    assert you.records["me"].links == []
+    me.update(["you"], [])
+    assert you.learn(me.records["me"])
+    assert you.records["me"].links == ["you"]
