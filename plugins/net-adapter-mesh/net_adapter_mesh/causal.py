@@ -68,6 +68,15 @@ class Visibility:
                 return origin, key
         return None
 
+    def assume(self, lane: Lane, key: int) -> None:
+        """Take it that `lane` was visible up to `key`: if by `force`, nothing stored tells it."""
+        lane.w = max(lane.w, key + 1)
+        for entry in lane.held:
+            if entry.lo > key:
+                break
+            for origin, needed in entry.deps.items():
+                self._forced[origin] = max(self._forced.get(origin, -1), needed)
+
     def force(self, lane: Lane) -> int:
         """Show what `lane` holds back although its causes or its watermark are not to be had.
 

@@ -119,7 +119,10 @@ class Log:
         self.greatest = max([self.greatest, *(view.key for view in lane.streams.values())])
 
     def settle(self) -> None:
-        """Walk every lane once, after `restore`."""
+        """Walk every lane once, after `restore`. What own entries depend on was visible here before."""
+        for origin, key in self.lane.deps.items():
+            if origin in self.lanes:
+                self._visibility.assume(self.lanes[origin], key)
         for lane in list(self.lanes.values()):
             self._visibility.settle(lane)
         self._trim()

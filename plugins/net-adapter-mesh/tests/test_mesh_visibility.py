@@ -395,3 +395,16 @@ def test_members_answer_an_own_record_from_a_life_whose_clock_was_ahead():
     me.update(["you"], [])
     assert you.learn(me.records["me"])
     assert you.records["me"].links == ["you"]
+
+
+def test_causes_that_were_shown_by_force_are_shown_again_after_a_restart():
+    """Own entries are visible at once, so what they depend on is too: no effect before its cause."""
+    body = encode_body([5], [b"x"])
+    log = Log("me", MeshConfig(), MemoryStore())
+    cause = Entry(1, 0, 0, 1, 5, 5, 5, {"lost": 3}, body)  # its own cause and its watermark never came
+    later = Entry(2, 0, 1, 1, 5, 7, 7, {"lost": 6}, body)
+    log.restore(Kept("o", [cause, later], {0: (2, 7)}, 2, 5, 0))
+    log.restore(Kept("me", [Entry(1, 0, 0, 1, 9, 8, 8, {"o": 5}, body)], {0: (1, 8)}, 1, 9, 0))
+    log.settle()
+    assert log.lane.streams[0].visible == 1
+    assert log.lanes["o"].streams[0].visible == 1
