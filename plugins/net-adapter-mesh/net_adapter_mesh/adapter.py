@@ -263,7 +263,8 @@ class MeshAdapter(Adapter[MeshConfig]):
         self._bell.ring()
 
     def _watermark(self, w: int) -> None:
-        if w > self._log.lane.w and self._log.uncovered():
+        # With own entries still on their way to the log there is another occasion, and one is enough.
+        if w > self._log.lane.w and self._log.uncovered() and not self._log.staged():
             self._gatherer.put([self._log.stage(0, (), w, self._vector(), b"")])
 
     async def streams(self) -> list[Stream]:

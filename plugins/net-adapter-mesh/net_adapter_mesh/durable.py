@@ -206,6 +206,10 @@ class SqliteStore:
 
     def drop(self, origin: str, entries: Sequence[Entry]) -> None:
         """Delete trimmed entries with some later group."""
+        with self._cache_lock:
+            for entry in entries:
+                if self._cache.pop(id(entry), None) is not None:
+                    self._cached_bytes -= entry.size
         self._queue.put(Drop(origin, entries))
 
     def body(self, entry: Entry) -> bytes | None:
@@ -216,7 +220,7 @@ class SqliteStore:
 
     def cached(self, entry: Entry) -> None:
         """Keep the bodies of the newest 64 MiB in memory, let go of older ones."""
-        if entry.body is None:
+        if not entry.body:
             return
         with self._cache_lock:
             self._cache[id(entry)] = entry

@@ -141,6 +141,10 @@ class Log:
             self._ends[shard] = (entry.end, hi)
         return entry
 
+    def staged(self) -> bool:
+        """Whether there are staged entries that are not published yet. Loop thread only."""
+        return self._next_lsn > self.lane.head + 1
+
     def publish(self, entries: Sequence[Entry]) -> None:
         """Make staged entries readable and fit to be sent. Any thread; in order."""
         with self.lock:

@@ -101,6 +101,41 @@ async def test_durable_log_that_is_never_synced_still_syncs_its_checkpoints(tmp_
     await adapter.close()
 
 
+@pytest.mark.anyio
+async def test_durable_log_holds_nothing_in_memory_of_what_was_trimmed(tmp_path):
+    """Retention bounds the memory of small events too."""
+    adapter = MeshAdapter(MeshConfig(log=str(tmp_path), fsync="never", max_events=10))
+    await adapter.open(adapter_context())
+    for number in range(100):
+        await adapter.append(_batch(number, b"x"))
+    cache = adapter._store._cache
+    assert len(cache) == 10
+    assert adapter._store._cached_bytes == sum(entry.size for entry in cache.values())
+    await adapter.close()
+
+
+@pytest.mark.anyio
+async def test_durable_log_that_cannot_be_written_collects_no_watermarks(tmp_path):
+    """While the disk refuses, the node asks for its watermark again and again: one entry waits, not many."""
+    adapter = MeshAdapter(MeshConfig(log=str(tmp_path), fsync="never", timeout_ms=50))
+    await adapter.open(adapter_context(watermark=lambda batch: next(clock)))
+    clock = itertools.count(1)
+    await adapter.append(_batch(0, b"a"))
+    with contextlib.closing(sqlite3.connect(tmp_path / "mesh.sqlite3", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(TransientAdapterError, match="has not taken the batch"):
+            await adapter.append(_batch(1, b"b"))
+        for _ in range(10):
+            adapter._ask_watermark()
+            await anyio.sleep(0.005)
+        assert adapter._store._queue.qsize() <= 2
+        other.execute("ROLLBACK")
+    with anyio.fail_after(10):
+        while await _stored(adapter) != [b"a", b"b"]:
+            await anyio.sleep(0.005)
+    await adapter.close()
+
+
 @pytest.fixture
 def anyio_backend():
     return "asyncio"
