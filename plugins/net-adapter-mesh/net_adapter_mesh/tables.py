@@ -149,9 +149,10 @@ def load(connection: sqlite3.Connection) -> tuple[list[Kept], Expected]:
         entry = Entry(lsn, shard, start, count, w, lo, hi, vectors[deps], None)
         entry.size, entry.row = size, row
         kept = lanes.get(origin) or Kept(origin, [], {}, 0, 0, 0)
+        hole = lsn - 1 if start > kept.ends.get(shard, (0, 0))[0] else 0  # it was taken as a gap
         kept.entries.append(entry)
         kept.ends[shard] = (entry.end, hi)
-        lanes[origin] = kept._replace(head=max(kept.head, lsn), w=max(kept.w, w))
+        lanes[origin] = kept._replace(head=max(kept.head, lsn), w=max(kept.w, w), floor=max(kept.floor, hole))
         if producer is not None:
             # The latest come last; but what rows told that were deleted may be greater.
             expected[producer, shard] = max(seq, expected.pop((producer, shard), 0))

@@ -136,6 +136,36 @@ async def test_durable_log_that_cannot_be_written_collects_no_watermarks(tmp_pat
     await adapter.close()
 
 
+def _held(adapter, origin):
+    lane = adapter.stats()["lanes"].get(origin)
+    return lane["streams"].get(0, {}).get("stored") if lane else 0
+
+
+@pytest.mark.anyio
+async def test_durable_replica_reopened_still_says_where_it_has_a_hole(tmp_path):
+    """A gap that was taken once is not advertised as complete after a restart."""
+    origin = MeshAdapter(MeshConfig(listen="tcp://127.0.0.1:*", max_events=1))
+    await origin.open(adapter_context())
+    config = MeshConfig(peers=[origin.stats()["listening"]], log=str(tmp_path))
+    for first in (0, 5):
+        replica = MeshAdapter(config)
+        await replica.open(adapter_context())
+        await origin.append(_batch(first, b"%d" % first))
+        with anyio.fail_after(10):
+            while _held(replica, origin.origin) != first + 1:
+                await anyio.sleep(0.005)
+        await replica.close()
+        for number in range(first + 1, first + 5):
+            await origin.append(_batch(number, b"missed"))
+    floor = replica.stats()["lanes"][origin.origin]["floor"]
+    assert floor > 0
+    again = MeshAdapter(msgspec.structs.replace(config, peers=[]))
+    await again.open(adapter_context())
+    assert again.stats()["lanes"][origin.origin]["floor"] == floor
+    await again.close()
+    await origin.close()
+
+
 @pytest.fixture
 def anyio_backend():
     return "asyncio"
