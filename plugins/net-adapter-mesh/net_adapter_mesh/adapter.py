@@ -17,8 +17,7 @@ import zmq
 
 from net_adapter_mesh.bridge import Bell
 from net_adapter_mesh.config import MeshConfig
-from net_adapter_mesh.durable import SqliteStore
-from net_adapter_mesh.frames import INFINITY
+from net_adapter_mesh.frames import INFINITY, MOST
 from net_adapter_mesh.gathering import Gatherer
 from net_adapter_mesh.lane import Entry, Vector
 from net_adapter_mesh.log import Log, Store
@@ -208,7 +207,10 @@ class MeshAdapter(Adapter[MeshConfig]):
     def _vector(self) -> Vector:
         """Return what polls here have seen of others, the same object as long as it is the same."""
         if len(self._deps) != len(self._reader.returned) or self._deps != self._reader.returned:
-            self._deps = dict(self._reader.returned)
+            returned = self._reader.returned
+            while len(returned) > MOST:  # what an entry may carry: the oldest is visible everywhere by now
+                del returned[min(returned, key=returned.__getitem__)]
+            self._deps = dict(returned)
         return self._deps
 
     def _stored(self, entries: Sequence[Entry]) -> None:

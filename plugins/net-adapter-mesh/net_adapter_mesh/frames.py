@@ -17,6 +17,7 @@ __all__ = [
     "INFINITY",
     "MAX_BATCH_BYTES",
     "MAX_FRAME",
+    "MOST",
     "VERSION",
     "Ack",
     "Body",
@@ -46,6 +47,8 @@ MAGIC: Final = "netmesh"
 INFINITY: Final = (1 << 63) - 1
 MAX_BATCH_BYTES: Final = 32 << 20
 MAX_FRAME: Final = MAX_BATCH_BYTES + (2 << 20)
+MOST: Final = 4096
+"""Members, links, lanes and dependencies that one message may tell of."""
 APART_BYTES: Final = 16 << 10
 """From this size on a body is sent in a frame of its own: it is copied at neither end."""
 
@@ -55,7 +58,7 @@ Start: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=INFINITY - (1 << 24))]
 Shard: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=512)]
-Vector: TypeAlias = Annotated[dict[Name, Count], msgspec.Meta(max_length=4096)]
+Vector: TypeAlias = Annotated[dict[Name, Count], msgspec.Meta(max_length=MOST)]
 InlineBody: TypeAlias = Annotated[bytes, msgspec.Meta(max_length=MAX_FRAME)]
 Body: TypeAlias = bytes | memoryview
 """A body as it is kept: what was encoded here, or a view of the frame in which it came."""
@@ -100,15 +103,15 @@ class Record(msgspec.Struct, array_like=True, frozen=True):
     version: Count
     address: Text
     key: Text
-    links: Annotated[list[Name], msgspec.Meta(max_length=4096)]
-    lanes: Annotated[list[LaneRow], msgspec.Meta(max_length=4096)]
+    links: Annotated[list[Name], msgspec.Meta(max_length=MOST)]
+    lanes: Annotated[list[LaneRow], msgspec.Meta(max_length=MOST)]
 
 
 class Table(msgspec.Struct, array_like=True, tag=4, frozen=True):
     """The heartbeat: the sender's clock and the member records that the other side lacks."""
 
     clock: Count
-    records: Annotated[list[Record], msgspec.Meta(max_length=4096)]
+    records: Annotated[list[Record], msgspec.Meta(max_length=MOST)]
 
 
 class Subscribe(msgspec.Struct, array_like=True, tag=5, frozen=True):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from heapq import nlargest
 from typing import Final, NamedTuple, Protocol
 
 from net_adapter_mesh.causal import Visibility
-from net_adapter_mesh.frames import Body, LaneRow, WireEntry
+from net_adapter_mesh.frames import MOST, Body, LaneRow, WireEntry
 from net_adapter_mesh.lane import Entry, Lane, Limits, StreamView, Vector
 
 __all__ = ["Kept", "Log", "Put", "Store"]
@@ -66,6 +67,11 @@ class Store(Protocol):
 
     def close(self, timeout: float) -> None:
         """Finish what was asked for and release everything, within `timeout` seconds."""
+
+
+def _newest(lane: Lane) -> int:
+    """Return the key of a lane's newest event."""
+    return max((view.key for view in lane.streams.values()), default=0)
 
 
 class Log:
@@ -265,9 +271,10 @@ class Log:
     def rows(self) -> list[LaneRow]:
         """Return what this node holds of each lane."""
         with self.lock:
-            return [
-                LaneRow(lane.origin, min(lane.floor, lane.head), lane.head) for lane in self.lanes.values()
-            ]
+            lanes = list(self.lanes.values())
+            if len(lanes) > MOST:
+                lanes = [self.lane, *nlargest(MOST - 1, lanes[1:], key=_newest)]
+            return [LaneRow(lane.origin, min(lane.floor, lane.head), lane.head) for lane in lanes]
 
     def heads(self, origin: str) -> tuple[int, dict[int, int]]:
         """Return a lane's head and its shards' positions."""

@@ -166,6 +166,17 @@ async def test_durable_replica_reopened_still_says_where_it_has_a_hole(tmp_path)
     await origin.close()
 
 
+@pytest.mark.anyio
+async def test_append_names_no_more_dependencies_than_an_entry_may_have():
+    """After polling events of thousands of origins that came and went, peers still take what is appended."""
+    adapter = MeshAdapter(MeshConfig())
+    await adapter.open(adapter_context())
+    adapter._reader.returned.update((f"o{n}", n) for n in range(5000))
+    await adapter.append(_batch(0, b"a"))
+    assert set(adapter._log.lane.deps) == {f"o{n}" for n in range(904, 5000)}
+    await adapter.close()
+
+
 @pytest.fixture
 def anyio_backend():
     return "asyncio"

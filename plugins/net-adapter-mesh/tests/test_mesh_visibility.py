@@ -408,3 +408,14 @@ def test_causes_that_were_shown_by_force_are_shown_again_after_a_restart():
     log.settle()
     assert log.lane.streams[0].visible == 1
     assert log.lanes["o"].streams[0].visible == 1
+
+
+def test_lanes_beyond_what_a_record_may_have_are_told_of_newest_first():
+    """Nodes that came and went leave lanes behind; a table with all of them would end every link."""
+    log = Log("me", MeshConfig(), MemoryStore())
+    for n in range(5000):
+        log.restore(Kept(f"o{n}", [], {0: (1, n)}, 1, n + 1, 0))
+    rows = log.rows()
+    assert len(rows) == 4096
+    assert {row.origin for row in rows} == {"me", *(f"o{n}" for n in range(905, 5000))}
+    decode(encode(Table(0, [Record("me", 1, "", "", [], rows)])))
