@@ -299,7 +299,7 @@ class MeshAdapter(Adapter[MeshConfig]):
         for request in requests:
             try:
                 pages.append(read(request.stream, request.after, request.limit, version))
-            except CursorError as error:
+            except (CursorError, TransientAdapterError) as error:
                 pages.append(error)
         return pages
 

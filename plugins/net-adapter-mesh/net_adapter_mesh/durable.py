@@ -20,7 +20,7 @@ from net_adapter_mesh.keeper import Keeper
 from net_adapter_mesh.lane import Entry
 from net_adapter_mesh.log import Kept, Put
 from net_adapter_mesh.tables import FORMAT, SCHEMA, Drop, Expected, load, prune_expected, write
-from netcore import AdapterRefusedError
+from netcore import AdapterRefusedError, TransientAdapterError
 
 try:
     import fcntl
@@ -75,6 +75,7 @@ class SqliteStore:
         self._read_lock = threading.Lock()
         self._rows_lock = threading.Lock()
         self.failure = ""
+        self._unreadable = False
         self._lock: IO[bytes] | None = None
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -213,9 +214,22 @@ class SqliteStore:
         self._queue.put(Drop(origin, entries))
 
     def body(self, entry: Entry) -> bytes | None:
-        """Read a body from disk; None if it was trimmed."""
-        with self._read_lock:
-            found = self._reader.execute("SELECT body FROM entries WHERE row = ?", (entry.row,)).fetchone()
+        """Read a body from disk; None if it was trimmed.
+
+        Raises:
+            TransientAdapterError: it cannot be read now.
+        """
+        try:
+            with self._read_lock:
+                found = self._reader.execute(
+                    "SELECT body FROM entries WHERE row = ?", (entry.row,)
+                ).fetchone()
+        except sqlite3.Error as error:
+            if not self._unreadable:
+                self._logger.error("the log in %s cannot be read: %s", self._directory, error)
+            self._unreadable = True
+            raise TransientAdapterError(f"the log in {self._directory} cannot be read: {error}") from error
+        self._unreadable = False
         return found[0] if found else None
 
     def cached(self, entry: Entry) -> None:

@@ -38,6 +38,7 @@ from net_adapter_mesh.lane import Entry
 from net_adapter_mesh.link import Link
 from net_adapter_mesh.log import Log, Put, Store
 from net_adapter_mesh.routing import Routing
+from netcore import TransientAdapterError
 
 __all__ = ["Exchange"]
 
@@ -329,7 +330,10 @@ class Exchange:
         frames: list[Body] = [b""]
         size, deps = 0, None
         for entry in entries:
-            body = self._log.body_of(entry) if entry.count else b""
+            try:
+                body = self._log.body_of(entry) if entry.count else b""
+            except TransientAdapterError:
+                return False  # the log said so; tried again at the next turn
             if body is None:
                 continue  # trimmed meanwhile
             shown = None if entry.deps is deps else dict(entry.deps)

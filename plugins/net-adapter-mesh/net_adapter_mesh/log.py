@@ -60,7 +60,11 @@ class Store(Protocol):
         """Let go of trimmed entries."""
 
     def body(self, entry: Entry) -> Body | None:
-        """Return a body that memory no longer has."""
+        """Return a body that memory no longer has.
+
+        Raises:
+            TransientAdapterError: it cannot be read now.
+        """
 
     def cached(self, entry: Entry) -> None:
         """Take note of an entry whose body is in memory, to bound how many are."""
@@ -269,7 +273,7 @@ class Log:
         return any(view.key >= lane.w for view in list(lane.streams.values()))  # another may grow meanwhile
 
     def rows(self) -> list[LaneRow]:
-        """Return what this node holds of each lane."""
+        """Return what this node holds of each lane; of the newest, if they are more than a record may have."""
         with self.lock:
             lanes = list(self.lanes.values())
             if len(lanes) > MOST:

@@ -102,6 +102,36 @@ async def test_durable_log_that_is_never_synced_still_syncs_its_checkpoints(tmp_
 
 
 @pytest.mark.anyio
+async def test_durable_log_that_cannot_be_read_fails_reads_and_not_the_node(tmp_path, monkeypatch, caplog):
+    """A read that fails is a failing read: the I/O thread lives, and peers get the entry later."""
+    monkeypatch.setattr(durable, "_CACHE_BYTES", 0)
+    adapter = MeshAdapter(MeshConfig(log=str(tmp_path), listen="tcp://127.0.0.1:*", heartbeat_ms=50))
+    await adapter.open(adapter_context())
+    await adapter.append(_batch(0, b"a"))
+    reader = adapter._store._reader
+    with contextlib.closing(sqlite3.connect(":memory:", check_same_thread=False)) as broken:
+        adapter._store._reader = broken
+        peer = MeshAdapter(MeshConfig(peers=[adapter.stats()["listening"]], heartbeat_ms=50))
+        await peer.open(adapter_context())
+        with pytest.raises(TransientAdapterError, match="cannot be read: no such table"):
+            await _stored(adapter)
+        [page] = await adapter.read_many([ReadRequest(Stream(0, adapter.origin), None, 10)])
+        assert isinstance(page, TransientAdapterError)
+        with anyio.fail_after(10):
+            while len(adapter._node.exchange.links[peer.origin].feeds) == 0:
+                await anyio.sleep(0.005)
+        assert (await adapter.health()).ok
+        adapter._store._reader = reader
+    with anyio.fail_after(10):
+        while await _stored(peer, origin=adapter.origin) != [b"a"]:
+            await anyio.sleep(0.005)
+    assert (await adapter.health()).ok
+    assert caplog.text.count("cannot be read") == 1
+    await peer.close()
+    await adapter.close()
+
+
+@pytest.mark.anyio
 async def test_durable_log_holds_nothing_in_memory_of_what_was_trimmed(tmp_path):
     """Retention bounds the memory of small events too."""
     adapter = MeshAdapter(MeshConfig(log=str(tmp_path), fsync="never", max_events=10))
