@@ -134,6 +134,8 @@ class SqliteStore:
             if connection is not None:
                 connection.close()
         if self._lock is not None:
+            if fcntl is not None and not self._lock.closed:
+                fcntl.flock(self._lock, fcntl.LOCK_UN)  # closing is not enough: a forked child has it too
             self._lock.close()
 
     def _identify(self) -> str:
@@ -252,9 +254,13 @@ class SqliteStore:
         if self._keeper is not None:
             self._keeper.close(timeout)
         with self._read_lock:
-            if not self._thread.is_alive() and not self.failure:
-                self._reader.execute("UPDATE meta SET value = '1' WHERE key = 'clean'")
-            self._release()
+            try:
+                if not self._thread.is_alive() and not self.failure:
+                    self._reader.execute("UPDATE meta SET value = '1' WHERE key = 'clean'")
+            except sqlite3.Error as error:  # as if the process had been killed
+                self._logger.error("the log in %s could not be marked as closed: %s", self._directory, error)
+            finally:
+                self._release()
 
     def _run(self) -> None:
         try:

@@ -102,6 +102,36 @@ async def test_durable_log_that_is_never_synced_still_syncs_its_checkpoints(tmp_
 
 
 @pytest.mark.anyio
+async def test_durable_log_that_cannot_be_marked_as_closed_is_released_all_the_same(tmp_path, caplog):
+    """The disk refuses the very last write: close says so in the log, and the next life opens it."""
+    config = MeshConfig(log=str(tmp_path), fsync="never")
+    adapter = MeshAdapter(config)
+    await adapter.open(adapter_context())
+    await adapter.append(_batch(0, b"a"))
+    adapter._store._reader.execute("PRAGMA query_only=1")
+    await adapter.close()
+    assert "could not be marked as closed" in caplog.text
+    again = MeshAdapter(config)
+    await again.open(adapter_context())
+    assert await _stored(again) == [b"a"]
+    await again.close()
+
+
+@pytest.mark.anyio
+async def test_durable_log_closed_is_free_although_a_forked_child_lives_on(tmp_path):
+    """A child has a copy of every descriptor: closing this one's is not enough to give the log up."""
+    config = MeshConfig(log=str(tmp_path))
+    adapter = MeshAdapter(config)
+    await adapter.open(adapter_context())
+    child = os.dup(adapter._store._lock.fileno())  # as in a child, it refers to the same open file
+    await adapter.close()
+    again = MeshAdapter(config)
+    await again.open(adapter_context())
+    await again.close()
+    os.close(child)
+
+
+@pytest.mark.anyio
 async def test_durable_log_that_cannot_be_read_fails_reads_and_not_the_node(tmp_path, monkeypatch, caplog):
     """A read that fails is a failing read: the I/O thread lives, and peers get the entry later."""
     monkeypatch.setattr(durable, "_CACHE_BYTES", 0)
