@@ -14,6 +14,8 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Final
 
+import msgspec
+
 from net_adapter_mesh.config import MeshConfig
 from net_adapter_mesh.inplace import InPlace
 from net_adapter_mesh.keeper import Keeper
@@ -176,10 +178,17 @@ class SqliteStore:
         return origin
 
     def load(self) -> list[Kept]:
-        """Return all lanes, without bodies."""
-        lanes, expected = load(self._reader)
+        """Return all lanes, without bodies.
+
+        Raises:
+            AdapterRefusedError: it is damaged.
+        """
+        try:
+            lanes, expected = load(self._reader)
+            self._expected = prune_expected(self._reader, expected)
+        except (sqlite3.Error, msgspec.MsgspecError, LookupError, TypeError, ValueError) as error:
+            raise AdapterRefusedError(f"the log in {self._directory} is damaged: {error!r}") from error
         self._rows = count(1 + max((entry.row for lane in lanes for entry in lane.entries), default=0))
-        self._expected = prune_expected(self._reader, expected)
         return lanes
 
     def expected(self) -> Expected:

@@ -161,6 +161,33 @@ async def test_durable_log_that_cannot_be_read_fails_reads_and_not_the_node(tmp_
     await adapter.close()
 
 
+def _garble(path):
+    """Write over all pages but the first, which holds the schema."""
+    content = path.read_bytes()
+    path.write_bytes(content[:16_384] + b"garbage!" * ((len(content) - 16_384) // 8))
+
+
+def _misplace(path):
+    with contextlib.closing(sqlite3.connect(path)) as log, log:
+        log.execute("INSERT INTO streams VALUES ('nobody', 0, 1, 1)")
+        log.execute("UPDATE entries SET deps = 'x'")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("damage", [_garble, _misplace])
+async def test_durable_log_that_is_damaged_is_refused_and_released(tmp_path, damage):
+    """Whatever is wrong with it, the error is the refusal that a bus reports, and nothing is left open."""
+    config = MeshConfig(log=str(tmp_path))
+    adapter = MeshAdapter(config)
+    await adapter.open(adapter_context())
+    await adapter.append(_batch(0, b"a"))
+    await adapter.close()
+    damage(tmp_path / "mesh.sqlite3")
+    for _ in range(2):
+        with pytest.raises(AdapterRefusedError, match=r"is damaged|cannot be used"):
+            await MeshAdapter(config).open(adapter_context())
+
+
 @pytest.mark.anyio
 async def test_durable_log_holds_nothing_in_memory_of_what_was_trimmed(tmp_path):
     """Retention bounds the memory of small events too."""
