@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import time
@@ -10,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from types import EllipsisType
 from typing import Any, ClassVar, Final
 
-import anyio
-import anyio.to_thread
 import msgspec
 import zmq
 
@@ -22,6 +19,7 @@ from net_adapter_mesh.gathering import Gatherer
 from net_adapter_mesh.lane import Entry, Vector
 from net_adapter_mesh.log import Log, Store
 from net_adapter_mesh.node import Node
+from net_adapter_mesh.opening import open_log
 from net_adapter_mesh.packing import MAX_PAYLOAD_BYTES, Packer
 from net_adapter_mesh.reader import Reader
 from net_adapter_mesh.report import report
@@ -94,7 +92,7 @@ class MeshAdapter(Adapter[MeshConfig]):
         """
         self._context = context
         self._pid = os.getpid()
-        await self._open_log(context.logger)
+        await self._open_log(context)
         self._own = self._log.own
         context.observe(self._log.greatest)
         self._reader = Reader(self._log)
@@ -132,27 +130,15 @@ class MeshAdapter(Adapter[MeshConfig]):
         if self.config.peers:
             await self._bell.until(lambda: node.settled, _FIRST_TABLES_S)
 
-    async def _open_log(self, logger: logging.Logger) -> None:
+    async def _open_log(self, context: AdapterContext) -> None:
         """Make the log, or load it; reading a large one does not block the loop."""
         if self.config.log is None:
             self._store: Store = MemoryStore()
             self._log = Log(self._new_origin(), self.config, self._store)
             return
 
-        def load() -> tuple[SqliteStore, Log]:
-            store = SqliteStore(self.config, logger)
-            try:
-                log = Log(store.origin, self.config, store)
-                for kept in store.load():
-                    log.restore(kept)
-                log.settle()
-                self._expected = store.expected()
-            except BaseException:
-                store.close(1.0)
-                raise
-            return store, log
-
-        self._store, self._log = await anyio.to_thread.run_sync(load)
+        store, self._log = await open_log(self.config, context)
+        self._store, self._expected = store, store.expected()
 
     def _new_origin(self) -> str:
         """Name a new incarnation; a configured name gets a suffix, so that restarts differ."""

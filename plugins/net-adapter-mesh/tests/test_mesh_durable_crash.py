@@ -189,6 +189,38 @@ async def test_durable_log_that_is_damaged_is_refused_and_released(tmp_path, dam
 
 
 @pytest.mark.anyio
+async def test_durable_open_cancelled_while_it_reads_the_log_leaves_it_free(tmp_path, monkeypatch):
+    """A bus gives up on a large log: the thread that reads it closes what it opened."""
+    config = MeshConfig(log=str(tmp_path))
+    load, entered, go = SqliteStore.load, threading.Event(), threading.Event()
+
+    def slow(store):
+        entered.set()
+        go.wait(10)
+        return load(store)
+
+    monkeypatch.setattr(SqliteStore, "load", slow)
+    opening = asyncio.ensure_future(MeshAdapter(config).open(adapter_context()))
+    with anyio.fail_after(10):
+        while not entered.is_set():
+            await anyio.sleep(0.005)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    go.set()
+    monkeypatch.undo()
+    with anyio.fail_after(10):
+        while True:
+            adapter = MeshAdapter(config)
+            with contextlib.suppress(AdapterRefusedError):
+                await adapter.open(adapter_context())
+                break
+            await anyio.sleep(0.005)
+    await adapter.close()
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("mesh")]
+
+
+@pytest.mark.anyio
 async def test_durable_log_holds_nothing_in_memory_of_what_was_trimmed(tmp_path):
     """Retention bounds the memory of small events too."""
     adapter = MeshAdapter(MeshConfig(log=str(tmp_path), fsync="never", max_events=10))

@@ -1,0 +1,53 @@
+"""Opening a durable log beside the event loop."""
+
+from __future__ import annotations
+
+import threading
+
+import anyio.to_thread
+
+from net_adapter_mesh.config import MeshConfig
+from net_adapter_mesh.durable import SqliteStore
+from net_adapter_mesh.log import Log
+from netcore import AdapterContext
+
+__all__ = ["open_log"]
+
+
+async def open_log(config: MeshConfig, context: AdapterContext) -> tuple[SqliteStore, Log]:
+    """Open the store and read its index in a thread: a large one takes a while.
+
+    A task that is cancelled meanwhile may go before the thread has ended. What that opens then has
+    no owner, so it is closed: the directory can be opened again.
+
+    Raises:
+        AdapterRefusedError: the log is in use, damaged, or of another mesh or node.
+    """
+    handing = threading.Lock()
+    opened: list[SqliteStore] = []
+    left = False
+
+    def load() -> tuple[SqliteStore, Log]:
+        store = SqliteStore(config, context.logger)
+        try:
+            log = Log(store.origin, config, store)
+            for kept in store.load():
+                log.restore(kept)
+            log.settle()
+        except BaseException:
+            store.close(1.0)
+            raise
+        with handing:
+            opened.append(store)
+            if left:
+                store.close(1.0)
+        return store, log
+
+    try:
+        return await anyio.to_thread.run_sync(load)
+    except BaseException:
+        with handing:
+            left = True
+            for store in opened:
+                store.close(1.0)
+        raise
