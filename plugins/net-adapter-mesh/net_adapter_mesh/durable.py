@@ -191,6 +191,11 @@ class SqliteStore:
         self._rows = count(1 + max((entry.row for lane in lanes for entry in lane.entries), default=0))
         return lanes
 
+    def renew(self) -> None:
+        """Write under a new origin from now on. Before anything is put."""
+        self.origin = f"{self.origin.partition('~')[0]}~{secrets.token_hex(4)}"
+        self._reader.execute("UPDATE meta SET value = ? WHERE key = 'origin'", (self.origin,))
+
     def expected(self) -> Expected:
         """Return, per (producer, shard), the next sequence number; of the latest producers. After `load`."""
         return self._expected

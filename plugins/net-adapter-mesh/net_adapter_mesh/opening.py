@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Sequence
 
 import anyio.to_thread
 
 from net_adapter_mesh.config import MeshConfig
 from net_adapter_mesh.durable import SqliteStore
-from net_adapter_mesh.log import Log
+from net_adapter_mesh.log import Kept, Log
 from netcore import AdapterContext
 
 __all__ = ["open_log"]
@@ -30,8 +32,10 @@ async def open_log(config: MeshConfig, context: AdapterContext) -> tuple[SqliteS
     def load() -> tuple[SqliteStore, Log]:
         store = SqliteStore(config, context.logger)
         try:
+            lanes = store.load()
+            _judge(store, lanes, int(context.max_clock_drift_ms * 1e6))
             log = Log(store.origin, config, store)
-            for kept in store.load():
+            for kept in lanes:
                 log.restore(kept)
             log.settle()
         except BaseException:
@@ -51,3 +55,14 @@ async def open_log(config: MeshConfig, context: AdapterContext) -> tuple[SqliteS
             for store in opened:
                 store.close(1.0)
         raise
+
+
+def _judge(store: SqliteStore, lanes: Sequence[Kept], max_drift_ns: int) -> None:
+    """Begin a new lane if the own one's watermark is further ahead than the bus's clock may be moved.
+
+    The clock was ahead in the last life. Nothing that is ingested now would pass that watermark
+    before the time comes, and until it does no other node would show it.
+    """
+    w = max((kept.w for kept in lanes if kept.origin == store.origin), default=0)
+    if w > time.time_ns() + max_drift_ns:
+        store.renew()

@@ -286,6 +286,24 @@ async def test_durable_replica_reopened_still_says_where_it_has_a_hole(tmp_path)
 
 
 @pytest.mark.anyio
+async def test_durable_log_from_a_clock_far_ahead_begins_a_new_lane(tmp_path):
+    """The clock was a day ahead and is right now: what is ingested does not wait a day to be shown."""
+    config, day = MeshConfig(log=str(tmp_path)), 86_400 * 10**9
+    origins = []
+    for ahead in (day, 0, 0):
+        adapter = MeshAdapter(config)
+        await adapter.open(adapter_context(watermark=lambda _, ahead=ahead: time.time_ns() + ahead))
+        now = time.time_ns() + ahead
+        await adapter.append(
+            Batch(producer="p", shard=0, first_seq=len(origins), stamps=[now], payloads=[b"a"])
+        )
+        assert not adapter._log.uncovered()
+        origins.append(adapter.origin)
+        await adapter.close()
+    assert origins[0] != origins[1] == origins[2]
+
+
+@pytest.mark.anyio
 async def test_append_names_no_more_dependencies_than_an_entry_may_have():
     """After polling events of thousands of origins that came and went, peers still take what is appended."""
     adapter = MeshAdapter(MeshConfig())
