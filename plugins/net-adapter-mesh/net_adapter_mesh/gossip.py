@@ -12,11 +12,12 @@ from collections.abc import Iterable
 
 import msgspec
 
-from net_adapter_mesh.frames import LaneRow, Record
+from net_adapter_mesh.frames import INFINITY, LaneRow, Record
 
 __all__ = ["Members"]
 
 _FORGET_NS = 600 * 10**9
+_GREATEST = INFINITY - (1 << 32)  # of versions that leave room for later ones
 
 
 class Members:
@@ -59,7 +60,7 @@ class Members:
         if record.node == self.own:
             # From a former life, whose clock was ahead: nobody would listen to this one.
             mine = self.records[self.own]
-            if record.version > mine.version:
+            if mine.version < record.version < _GREATEST:
                 self.records[self.own] = msgspec.structs.replace(mine, version=record.version + 1)
                 self.revision += 1
             return False

@@ -397,6 +397,14 @@ def test_members_answer_an_own_record_from_a_life_whose_clock_was_ahead():
     assert you.records["me"].links == ["you"]
 
 
+def test_members_do_not_answer_an_own_record_with_a_version_that_no_frame_may_carry():
+    """A peer that claims the greatest version there is cannot make this node send invalid records."""
+    me = Members("me", "", "")
+    me.learn(Record("me", INFINITY, "", "", [], []))
+    me.update(["you"], [])
+    assert me.records["me"].version < INFINITY - 1
+
+
 def test_causes_that_were_shown_by_force_are_shown_again_after_a_restart():
     """Own entries are visible at once, so what they depend on is too: no effect before its cause."""
     body = encode_body([5], [b"x"])
