@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import secrets
 import sqlite3
@@ -80,7 +81,7 @@ class SqliteStore:
         self._unreadable = False
         self._lock: IO[bytes] | None = None
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            _make(self._directory)
             self._lock = self._seize()
             self._reader = self._connect()
             self._reader.executescript(SCHEMA)
@@ -343,3 +344,15 @@ def _parts(group: Sequence[Put]) -> Iterator[tuple[list[Put], int]]:
         size += more
     if part:
         yield part, size
+
+
+def _make(directory: Path) -> None:
+    """Make a directory so that it is still there after the machine went down."""
+    new = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in new if os.name == "posix" else ():
+        entry = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(entry)
+        finally:
+            os.close(entry)

@@ -314,6 +314,23 @@ async def test_append_names_no_more_dependencies_than_an_entry_may_have():
     await adapter.close()
 
 
+@pytest.mark.anyio
+async def test_a_new_directory_is_synced_into_those_above_it(tmp_path, monkeypatch):
+    """A log acknowledged as on disk is found there: so are the directories that lead to it."""
+    synced = []
+    sync = os.fsync
+
+    def fsync(descriptor):
+        synced.append(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    adapter = MeshAdapter(MeshConfig(log=str(tmp_path / "above" / "log")))
+    await adapter.open(adapter_context())
+    await adapter.close()
+    assert {os.stat(path).st_ino for path in (tmp_path, tmp_path / "above")} <= set(synced)
+
+
 @pytest.fixture
 def anyio_backend():
     return "asyncio"
