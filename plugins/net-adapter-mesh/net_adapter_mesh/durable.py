@@ -34,8 +34,11 @@ __all__ = ["SqliteStore"]
 
 _SYNC: Final = {"batch": "FULL", "interval": "NORMAL", "never": "NORMAL"}
 """Never OFF: a checkpoint that syncs nothing can leave a log that is no database after a crash."""
-_PAGES: Final = 4000  # at which SQLite checkpoints of its own accord
-_PAGES_WITH_KEEPER: Final = 32_768
+_PAGE_BYTES: Final = 32 << 10
+"""Of a new log. Twice as many cost a batch of 100 KiB a tenth less, and a single event a third more."""
+_PAGES: Final = 2000  # at which SQLite checkpoints of its own accord
+_PAGES_WITH_KEEPER: Final = 16_384
+_HOT_PAGES: Final = 32  # kept by each connection: more than that of a writer do not stay in a core's cache
 _PART_BYTES: Final = 1 << 20
 _SLOW_S: Final = 0.01  # for the event loop
 _SLOW_IO_S: Final = 0.05  # most of what the I/O thread waits there is for the interpreter lock
@@ -125,7 +128,8 @@ class SqliteStore:
         )
         if checkpoint_pages is None:
             checkpoint_pages = _PAGES if self._config.fsync == "batch" else _PAGES_WITH_KEEPER
-        connection.execute("PRAGMA page_size=16384")
+        connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")
+        connection.execute(f"PRAGMA cache_size={_HOT_PAGES}")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(f"PRAGMA synchronous={_SYNC[self._config.fsync]}")
         connection.execute(f"PRAGMA wal_autocheckpoint={checkpoint_pages}")
