@@ -29,6 +29,10 @@ class Keeper:
     second time. It copies most of the log beside those who write, and then, holding them up, only
     what they wrote in that time.
 
+    After a sync that failed, one that succeeds tells nothing of what the failed one should have
+    written: the system may hold it for clean. So the log counts as synced again once a checkpoint
+    has written all of it elsewhere.
+
     It reserves the log's space, at least 64 MiB ahead of what is written and twice what came in the
     last interval: a sync then finds the file's size and blocks settled, and neither it nor those
     who write wait for the file system's journal. SQLite reads a log up to the first frame that is
@@ -40,7 +44,8 @@ class Keeper:
         interval_s: how often to sync; None: never, beyond what SQLite does at checkpoints.
         logger: for failures.
 
-    Source: https://www.sqlite.org/c3ref/wal_checkpoint_v2.html
+    Source: https://www.sqlite.org/c3ref/wal_checkpoint_v2.html; Rebello et al., "Can Applications Recover
+    from fsync Failures?" (USENIX ATC 2020)
     """
 
     def __init__(
@@ -94,11 +99,14 @@ class Keeper:
                 quiet = not self._dirty.wait(_QUIET_S if self._unmoved else None)
                 self._dirty.clear()
                 self._reserve()
-                if self._interval_s is not None and not quiet:
-                    self._sync()
-                if quiet or self._unmoved >= _CHECKPOINT_BYTES:
+                synced = self._interval_s is None or quiet or self._sync()
+                mend = bool(self.unsynced) and synced
+                if quiet or mend or self._unmoved >= _CHECKPOINT_BYTES:
                     self._unmoved = 0
-                    self._checkpoint(connection)
+                    if self._checkpoint(connection):
+                        self.unsynced = "" if synced else self.unsynced
+                    elif mend:
+                        self._dirty.set()
                 self._ended.wait(_PAUSE_S if self._interval_s is None else self._interval_s)
         finally:
             connection.close()
@@ -111,7 +119,7 @@ class Keeper:
         if wanted > self._reserved >= 0:
             self._reserved = wanted if reserve(self._wal, self._reserved, wanted) else -1
 
-    def _sync(self) -> None:
+    def _sync(self) -> bool:
         try:
             with self._wal.open("rb") as file:
                 os.fdatasync(file.fileno()) if hasattr(os, "fdatasync") else os.fsync(file.fileno())
@@ -120,10 +128,10 @@ class Keeper:
                 self._logger.error("%s cannot be synced: %s; will try again", self._wal, error)
             self.unsynced = str(error)
             self._dirty.set()
-        else:
-            self.unsynced = ""
+            return False
+        return True
 
-    def _checkpoint(self, connection: sqlite3.Connection) -> None:
+    def _checkpoint(self, connection: sqlite3.Connection) -> bool:
         try:
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             busy = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0]
@@ -132,3 +140,4 @@ class Keeper:
                 self._logger.error("%s cannot be emptied: %s", self._wal, error)
             busy = 1
         self.failing = bool(busy)
+        return not busy

@@ -460,6 +460,34 @@ async def test_durable_log_that_cannot_be_synced_is_told_of_until_it_can(tmp_pat
 
 
 @pytest.mark.anyio
+async def test_durable_log_is_synced_again_once_all_of_it_was_written_elsewhere(tmp_path, monkeypatch):
+    """A sync that succeeds after one that failed says nothing of what that one left out."""
+    adapter = MeshAdapter(MeshConfig(log=str(tmp_path), fsync="interval", fsync_interval_ms=10))
+    await adapter.open(adapter_context())
+    sync, calls = os.fdatasync, []
+
+    def first_broken(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 1:
+            raise OSError(5, "Input/output error")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", first_broken)
+    checkpoint, in_the_way = Keeper._checkpoint, [True]
+    monkeypatch.setattr(Keeper, "_checkpoint", lambda *args: not in_the_way and checkpoint(*args))
+    await adapter.append(_batch(0, b"a"))
+    with anyio.fail_after(10):
+        while len(calls) < 4:
+            await anyio.sleep(0.005)
+    assert "cannot be synced" in (await adapter.health()).reason
+    in_the_way.clear()
+    with anyio.fail_after(10):
+        while not (await adapter.health()).ok:
+            await anyio.sleep(0.005)
+    await adapter.close()
+
+
+@pytest.mark.anyio
 async def test_durable_syncing_thread_that_ended_is_told_of(tmp_path, monkeypatch, caplog):
     """Whatever ends it: appends go on, and health says that nothing is synced any more."""
     monkeypatch.setattr(Keeper, "_sync", lambda _: 1 / 0)
