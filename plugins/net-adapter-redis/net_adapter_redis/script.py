@@ -96,7 +96,8 @@ BRACKET: Final = b"""
 -- KEYS: stream, mark, meta, staging
 -- ARGV: 1 "open", "close" or "mend", 2 first sequence, 3 mark's life in ms, 4 newest ts in ms,
 --       5 max_events or 0, 6 max age in ms or 0, 7 a token, new for each transaction,
---       8 the mark and 9 the stream's incarnation as they were acknowledged last
+--       8 the mark and 9 the stream's incarnation as they were acknowledged last,
+--       10 "unlogged": only while there is no append-only file
 -- The field "open" of meta: token:entries before:ms between "open" and "close", token=entries added after.
 if redis.replicate_commands then redis.replicate_commands() end -- before Redis 7
 local call = redis.call
@@ -105,6 +106,10 @@ if ARGV[1] == 'open' then
   -- Without MULTI each command would run by itself. Redis 7 can tell; an older one is not asked this.
   local may = redis.acl_check_cmd
   if not may or not may('MULTI') or not may('EXEC') then return 0 end
+  if ARGV[10] == 'unlogged' then -- somebody may have switched it on since it was looked at
+    local facts = redis.pcall('INFO', 'persistence')
+    if type(facts) ~= 'string' or not string.find(facts, '\\naof_enabled:0', 1, true) then return 0 end
+  end
   -- Every command and access of "close", so that a missing right is found while nothing is renamed.
   local inc, open = unpack(call('HMGET', meta, 'inc', 'open'))
   local now = call('TIME')

@@ -25,8 +25,9 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from net_adapter_redis.layout import encode_events
 from net_adapter_redis.links import Link
@@ -42,8 +43,10 @@ _LEAST: Final = 32
 _TRIES: Final = 3
 """Transactions in a row that stored nothing, after which batches go by the script for a while."""
 _REST_S: Final = 60.0
+_LEARN_S: Final = 60.0
 _BEGIN: Final = command("CLIENT", "REPLY", "OFF") + command("MULTI")
 _END: Final = command("EXEC") + command("CLIENT", "REPLY", "ON")
+_FACTS: Final = (("CONFIG", "GET", "aof-load-truncated"), ("INFO", "server"), ("INFO", "persistence"))
 _OPEN, _CLOSE, _MEND = bulk(b"open"), bulk(b"close"), bulk(b"mend")
 _REPLIES: Final = 2  # once the server is not silent any more
 _BESIDE: Final = 7  # commands beside the XADDs
@@ -58,18 +61,28 @@ class Transactions:
         life: milliseconds for which a mark lives, likewise.
     """
 
-    __slots__ = ("_failed", "_least", "_life", "_limits", "_rest_until", "_session", "_usable")
+    FACTS: ClassVar[bytes] = b"".join(command(*words) for words in _FACTS)
+    """Commands whose replies `learn` takes."""
+
+    __slots__ = (
+        "_connects", "_failed", "_guard", "_learn_at", "_least", "_life", "_limits", "_possible", "_rest_until",
+        "_session", "_usable",
+    )  # fmt: skip
 
     def __init__(self, session: Session, limits: bytes, life: bytes) -> None:
         self._session = session
         self._limits = limits
         self._life = life
         self._least = _LEAST
-        self._usable = session.config.layout == "event" and not session.config.cluster
+        self._possible = session.config.layout == "event" and not session.config.cluster
+        self._usable = False
+        self._guard = bulk(b"")
+        self._connects = 0
+        self._learn_at = 0.0
         self._failed = 0
         self._rest_until = 0.0
 
-    def learn(self, info: str, load_truncated: bool) -> None:
+    def learn(self, replies: Sequence[Any], link: Link) -> None:
         """Use no transactions where half of one could be carried out after a crash, or that is not known.
 
         A Redis that loads an append-only file whose end is missing (seen with 7.0.15) leaves the
@@ -77,17 +90,25 @@ class Transactions:
         after: the stream would be renamed, and not back. Valkey 9.1 cuts the file off before it.
 
         Args:
-            info: the server's sections `server` and `persistence`, as far as they may be seen.
-            load_truncated: it loads a file whose end is missing, or may do so.
+            replies: to the commands `FACTS`, errors for what may not be seen.
+            link: where they came from.
         """
-        logged = re.search(r"^aof_enabled:0", info, re.MULTILINE) is None
-        cuts = re.search(r"^valkey_version:(\d+)\.(\d+)", info, re.MULTILINE)
-        safe = cuts is not None and (int(cuts[1]), int(cuts[2])) >= (9, 1)
-        self._usable &= safe or not logged or not load_truncated
+        load, *parts = replies
+        info = b"\n".join(part for part in parts if isinstance(part, bytes))
+        cuts = re.search(rb"^valkey_version:(\d+)\.(\d+)", info, re.MULTILINE)
+        safe = load == [b"aof-load-truncated", b"no"] or (
+            cuts is not None and (int(cuts[1]), int(cuts[2])) >= (9, 1)
+        )
+        self._usable = self._possible and (
+            safe or re.search(rb"^aof_enabled:0", info, re.MULTILINE) is not None
+        )
+        self._guard = bulk(b"" if safe else b"unlogged")
+        self._connects = link.connects
+        self._learn_at = time.monotonic() + _LEARN_S
 
     def suit(self, batch: Batch) -> bool:
-        """Tell whether a batch is worth it, and the server able, as far as is known."""
-        return self._usable and len(batch) >= self._least and time.monotonic() >= self._rest_until
+        """Tell whether a batch is worth it, and transactions did not fail of late."""
+        return self._possible and len(batch) >= self._least and time.monotonic() >= self._rest_until
 
     async def store(self, batch: Batch, expected: int, incarnation: bytes, link: Link, doing: str) -> bool:
         """Store the whole batch and return True, or return False: ask the script.
@@ -103,17 +124,20 @@ class Transactions:
             AdapterError: the connection failed; the batch may have been stored.
         """
         session, shard, count = self._session, batch.shard, len(batch)
+        if not await self._allowed(link, doing):
+            return False
         staging, meta = session.keys.staging(shard), session.keys.meta(shard)
         keys = [session.keys.stream(shard), session.keys.mark(shard, batch.producer), meta, staging]
-        run = b"".join((array(16), bulk(b"EVALSHA"), bulk(BRACKET_SHA), bulk(b"4"), *map(bulk, keys)))
+        run = b"".join((bulk(b"EVALSHA"), bulk(BRACKET_SHA), bulk(b"4"), *map(bulk, keys)))
         token = secrets.token_hex(4).encode()
         first, newest = b"%d" % batch.first_seq, b"%d" % (max(batch.stamps) // 1_000_000)
         last = map(bulk, (token, b"%d" % expected, incarnation))
-        rest = b"".join((bulk(first), self._life, bulk(newest), self._limits, *last))
+        rest = b"".join((bulk(first), self._life, bulk(newest), self._limits, *last, self._guard))
         add = b"".join((array(7), *map(bulk, (b"XADD", staging, b"*", b"d"))))
         adds = encode_events(batch, add)
         end = _END + command("HGET", meta, "open")
-        data = b"".join((_BEGIN, run, _OPEN, rest, *adds, run, _CLOSE, rest, end))
+        begin = (array(17), run, _OPEN, rest)
+        data = b"".join((_BEGIN, *begin, *adds, array(17), run, _CLOSE, rest, end))
         try:
             replies = await session.ask(link, data, partial(_complete, count + _BESIDE), doing)
         except AdapterError:
@@ -122,12 +146,24 @@ class Transactions:
         if replies[-1] == b"%b=%d" % (token, count):
             self._failed = 0
             return True
-        await self._recover(run + _MEND + rest, link, doing)
+        await self._recover(array(17) + run + _MEND + rest, link, doing)
         return False
+
+    async def _allowed(self, link: Link, doing: str) -> bool:
+        """Tell whether the server was found able; look again after a reconnect, and once a minute."""
+        if not link.connected or link.connects != self._connects or time.monotonic() >= self._learn_at:
+            self._learn_at = time.monotonic() + _LEARN_S  # the other shards' batches need not look too
+            try:
+                self.learn(await self._session.ask(link, self.FACTS, len(_FACTS), doing), link)
+            except BaseException:
+                self._learn_at = 0.0
+                raise
+        return self._usable
 
     async def _recover(self, mend: bytes, link: Link, doing: str) -> None:
         """See to it that the next transaction finds what it needs; rest if several found nothing."""
         self._count_failure()
+        self._learn_at = 0.0  # maybe it begins to keep a log
         scripts = command("SCRIPT", "EXISTS", BRACKET_SHA) + command("SCRIPT", "LOAD", BRACKET)
         there, _, _ = await self._session.ask(link, scripts + mend, 3, doing)
         self._session.counts["script_loads"] += there == [0]

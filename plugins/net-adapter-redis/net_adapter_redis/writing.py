@@ -71,14 +71,11 @@ class Writer:
         """
         link = self._session.network.writer(self._session.keys.registry)
         commands: list[tuple[bytes | str, ...]] = [("SCRIPT", "LOAD", script) for script in (SCRIPT, BRACKET)]
-        commands += [("CONFIG", "GET", "proto-max-bulk-len"), ("CONFIG", "GET", "aof-load-truncated")]
-        commands += [("INFO", "server"), ("INFO", "persistence")]
-        data = b"".join(command(*words) for words in commands)
-        *loaded, limit, cut, server, log = await self._session.ask(
-            link, data, len(commands), "load the script"
-        )
-        facts = b"\n".join(part for part in (server, log) if isinstance(part, bytes)).decode(errors="replace")
-        self._transactions.learn(facts, load_truncated=cut != [b"aof-load-truncated", b"no"])
+        commands.append(("CONFIG", "GET", "proto-max-bulk-len"))
+        data = b"".join(command(*words) for words in commands) + self._transactions.FACTS
+        replies = await self._session.ask(link, data, 6, "load the script")
+        *loaded, limit = replies[:3]
+        self._transactions.learn(replies[3:], link)
         for reply in loaded:
             if isinstance(reply, Exception):
                 raise self._session.failure(reply, "load the script", link) from reply

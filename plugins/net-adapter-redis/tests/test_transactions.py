@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -336,6 +337,62 @@ async def test_transaction_cut_off_in_an_unrepaired_log_costs_no_older_event(
             assert set(payloads(1000)) <= set(await stored(adapter))
         finally:
             await adapter.close()
+
+
+def skip_where_logs_are_cut_off(server: RedisServer) -> None:
+    """Skip with a Valkey that never replays half a transaction: a log makes no difference to it."""
+    found = re.search(rb"^valkey_version:(\d+)\.(\d+)", server.call("INFO", "server"), re.MULTILINE)
+    if found is not None and (int(found[1]), int(found[2])) >= (9, 1):
+        pytest.skip("this server replays no half transaction")
+
+
+async def test_transaction_while_a_log_is_kept_is_left_to_the_script() -> None:
+    """Switching the append-only file on under a running adapter ends them with the next batch, off begins them."""
+    with RedisServer() as server:
+        skip_where_logs_are_cut_off(server)
+        calls = Calls(server)
+        adapter = RedisAdapter(RedisConfig(url=server.url))
+        await adapter.open(adapter_context())
+        try:
+            writer = Writer(adapter)
+            await writer.write(payloads(1))
+            await writer.write(payloads(40, 1))
+            assert (calls.of("rename"), calls.of("exec")) == (2, 1)
+            server.call("CONFIG", "SET", "appendonly", "yes")
+            for _ in range(4):
+                await writer.write(payloads(40, writer.next_seq))
+            assert (calls.of("rename"), calls.of("exec")) == (2, 2)
+            assert server.call("KEYS", "*open*") == []
+            server.call("CONFIG", "SET", "appendonly", "no")
+            server.call("CLIENT", "KILL", "TYPE", "normal")
+            await until_stored(adapter, batch := writer.batch(payloads(40, writer.next_seq)))
+            await writer.write(payloads(40, batch.first_seq + 40))
+            assert calls.of("rename") > 2
+            assert await stored(adapter) == payloads(281)
+            assert adapter.stats()["lost_by_backend"] == 0
+        finally:
+            await adapter.close()
+
+
+async def test_transaction_is_looked_into_again_now_and_then(
+    server: RedisServer, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the server loads a file that was cut off is asked anew, without a reconnect."""
+    skip_where_logs_are_cut_off(server)
+    monkeypatch.setattr(transaction, "_LEARN_S", 0.0)
+    adapter, calls = await opened(), Calls(server)
+    writer = Writer(adapter)
+    await writer.write(payloads(1))
+    before = calls.of("exec")
+    server.call("CONFIG", "SET", "aof-load-truncated", "yes")
+    try:
+        await writer.write(payloads(40, 1))
+        assert calls.of("exec") == before
+    finally:
+        server.call("CONFIG", "SET", "aof-load-truncated", "no")
+    await writer.write(payloads(40, 41))
+    assert calls.of("exec") == before + 1
+    assert await stored(adapter) == payloads(81)
 
 
 @pytest.mark.parametrize("which", ["first", "all"])
