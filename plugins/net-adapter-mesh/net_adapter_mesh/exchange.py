@@ -230,6 +230,8 @@ class Exchange:
             link.feeds.pop(message.origin, None)
             return
         head, _ = self._log.heads(message.origin)
+        if message.origin == self._log.own:
+            self._require_known(message.after)
         link.feeds[message.origin] = message.after
         link.send(Heads(message.origin, head, self._log.spans(message.origin)))
 
@@ -247,7 +249,17 @@ class Exchange:
 
     def _on_ack(self, link: Link, message: Ack) -> None:
         if message.origin == self._log.own:
+            self._require_known(message.upto)
             self._acknowledge(link.peer, message.upto)
+
+    def _require_known(self, number: int) -> None:
+        """Refuse a peer that holds what the own lane does not: it would take nothing else under those numbers."""
+        head = self._log.lane.head
+        if number > head:
+            raise FrameError(
+                f"it holds entries up to {number} of this node's lane, of which there are {head} here: the log is"
+                " older than what was sent from it, as after a backup was restored; open a new directory"
+            )
 
     def _acknowledge(self, node: str, upto: int) -> None:
         if upto > self.acked.get(node, 0):

@@ -31,6 +31,12 @@ async def _stored(adapter, shard=0, origin=None):
     return [event.raw for event in page.events]
 
 
+async def _opened(**settings):
+    adapter = MeshAdapter(MeshConfig(**settings))
+    await adapter.open(adapter_context())
+    return adapter
+
+
 @pytest.fixture
 def disk(tmp_path, monkeypatch):
     """A log's directory, and a copy of it as it was when SQLite last synced a commit.
@@ -329,6 +335,35 @@ async def test_a_new_directory_is_synced_into_those_above_it(tmp_path, monkeypat
     await adapter.open(adapter_context())
     await adapter.close()
     assert {os.stat(path).st_ino for path in (tmp_path, tmp_path / "above")} <= set(synced)
+
+
+@pytest.mark.anyio
+async def test_a_log_restored_from_a_backup_is_told_of_by_whoever_has_more(tmp_path, caplog):
+    """A peer would never take what is numbered again, so the link is refused instead, with the remedy."""
+    log, backup = tmp_path / "log", tmp_path / "backup"
+    node = await _opened(log=str(log), listen="tcp://127.0.0.1:*")
+    address = node.stats()["listening"]
+    peer = await _opened(peers=[address], heartbeat_ms=100)
+
+    async def write(number):
+        await node.append(_batch(number, b"%d" % number))
+        with anyio.fail_after(10):
+            while len(await _stored(peer, origin=node.origin)) <= number:
+                await anyio.sleep(0.01)
+        await node.close()
+
+    await write(0)
+    shutil.copytree(log, backup)
+    node = await _opened(log=str(log), listen=address)
+    await write(1)
+    shutil.rmtree(log)
+    shutil.copytree(backup, log)
+    node = await _opened(log=str(log), listen=address)
+    with anyio.fail_after(10):
+        while "open a new directory" not in caplog.text:
+            await anyio.sleep(0.01)
+    await node.close()
+    await peer.close()
 
 
 @pytest.fixture
