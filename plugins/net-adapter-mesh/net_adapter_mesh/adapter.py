@@ -305,10 +305,14 @@ class MeshAdapter(Adapter[MeshConfig]):
         While its history is still coming in, that cannot be told: waits, a second at most, and
         then enters where the stream stood when it was heard of.
         """
-        self._live()
-        await self._bell.until(lambda: self._reader.enter(stream, since) is not ..., _FIRST_TABLES_S)
-        place = self._reader.enter(stream, since)
-        return place if not isinstance(place, EllipsisType) else self._reader.bounds(stream)[1]
+        members = self._live().members
+
+        def place() -> str | EllipsisType | None:
+            return self._reader.enter(stream, since, members.head(stream.origin))
+
+        await self._bell.until(lambda: place() is not ..., _FIRST_TABLES_S)
+        found = place()
+        return found if not isinstance(found, EllipsisType) else self._reader.bounds(stream)[1]
 
     async def wait(self, positions: Mapping[Stream, str | None], timeout: float) -> None:
         """Return as soon as something newer is visible; costs nothing while idle."""

@@ -21,7 +21,9 @@ _GREATEST = INFINITY - (1 << 32)  # of versions that leave room for later ones
 
 
 class Members:
-    """The table of records, this node's own among them. I/O thread only, except `snapshot` and `reached`.
+    """The table of records, this node's own among them.
+
+    I/O thread only, except `head`, `snapshot` and `reached`.
 
     Args:
         own: this node.
@@ -155,6 +157,11 @@ class Members:
                 del self.records[node]
                 self._rows.pop(node, None)
                 self._reach = None
+
+    def head(self, origin: str) -> int:
+        """Return how far members are said to hold a lane; from any thread."""
+        lanes = (row for record in self.snapshot() for row in record.lanes if row.origin == origin)
+        return max((row.head for row in lanes), default=0)
 
     def snapshot(self) -> list[Record]:
         """Return the records; from any thread."""

@@ -183,10 +183,11 @@ class Reader:
                 return str(entry.start + offset)
         return str(entry.start)
 
-    def enter(self, stream: Stream, since: int) -> str | EllipsisType | None:
+    def enter(self, stream: Stream, since: int, head: int = 0) -> str | EllipsisType | None:
         """Return where a chain that began at `since` enters, or ... while that is not known yet.
 
-        If the lane was heard of before the chain began and the stream was not, the stream is new:
+        It is not while old events are still to come: up to `head`, which members are said to hold,
+        for the peer that this node has them from may be behind itself. If the lane was heard of before the chain began and the stream was not, the stream is new:
         None, its beginning. Otherwise the timestamps tell, with a margin by which a clock may lag.
         """
         with self._log.lock:
@@ -194,6 +195,6 @@ class Reader:
             view = lane.streams.get(stream.shard) if lane is not None else None
             if lane is None or view is None or lane.heard < since:
                 return None
-            if view.next < view.advertised and view.key < since - _CLOCK_LAG_NS:
+            if (view.next < view.advertised or lane.head < head) and view.key < since - _CLOCK_LAG_NS:
                 return ...
         return self.seek(stream, since - _CLOCK_LAG_NS)

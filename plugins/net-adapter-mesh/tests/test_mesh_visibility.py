@@ -311,6 +311,20 @@ def test_reader_enters_an_old_stream_of_a_lane_heard_of_later_by_time():
     assert reader.enter(Stream(0, "a"), since) == "1"
 
 
+def test_reader_enters_an_old_stream_only_when_what_others_hold_of_it_is_here():
+    """The peer that a lane comes from may still be fetching it: the end it tells is no end then."""
+    log, members = Log("me", MeshConfig(), MemoryStore()), Members("me", "", "")
+    reader, stream = Reader(log), Stream(0, "a")
+    since = time.time_ns()
+    log.advertise("a", {0: (0, 1)})
+    members.learn(Record("relay", 1, "", "", [], [LaneRow("a", 0, 1)]))
+    members.learn(Record("a", 1, "", "", [], [LaneRow("a", 0, 2)]))
+    receive(log, "a", wire(1, 0, key=since - 10**10))
+    assert reader.enter(stream, since, members.head("a")) is ...
+    receive(log, "a", wire(2, 1, key=since - 10**10 + 1))
+    assert reader.enter(stream, since, members.head("a")) == "2"
+
+
 def test_lane_run_ends_with_the_entry_that_fills_it():
     """A run has its bytes or a little more, so that entries of half its size do not go one by one."""
     lane = Lane("a")
