@@ -128,11 +128,15 @@ class SqliteStore:
         )
         if checkpoint_pages is None:
             checkpoint_pages = _PAGES if self._config.fsync == "batch" else _PAGES_WITH_KEEPER
-        connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")
-        connection.execute(f"PRAGMA cache_size={_HOT_PAGES}")
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute(f"PRAGMA synchronous={_SYNC[self._config.fsync]}")
-        connection.execute(f"PRAGMA wal_autocheckpoint={checkpoint_pages}")
+        try:
+            connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")
+            connection.execute(f"PRAGMA cache_size={_HOT_PAGES}")
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute(f"PRAGMA synchronous={_SYNC[self._config.fsync]}")
+            connection.execute(f"PRAGMA wal_autocheckpoint={checkpoint_pages}")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _release(self) -> None:

@@ -167,10 +167,10 @@ async def test_durable_log_that_cannot_be_read_fails_reads_and_not_the_node(tmp_
     await adapter.close()
 
 
-def _garble(path):
-    """Write over all pages but the first, which holds the schema."""
+def _garble(kept, path):
+    """Write over all but the first bytes; the first page of 32 KiB holds the schema."""
     content = path.read_bytes()
-    path.write_bytes(content[:16_384] + b"garbage!" * ((len(content) - 16_384) // 8))
+    path.write_bytes(content[:kept] + b"garbage!" * ((len(content) - kept) // 8))
 
 
 def _misplace(path):
@@ -180,7 +180,9 @@ def _misplace(path):
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("damage", [_garble, _misplace])
+@pytest.mark.parametrize(
+    "damage", [partial(_garble, 0), partial(_garble, 4096), partial(_garble, 32_768), _misplace]
+)
 async def test_durable_log_that_is_damaged_is_refused_and_released(tmp_path, damage):
     """Whatever is wrong with it, the error is the refusal that a bus reports, and nothing is left open."""
     config = MeshConfig(log=str(tmp_path))
