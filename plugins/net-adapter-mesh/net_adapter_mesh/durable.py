@@ -244,17 +244,19 @@ class SqliteStore:
         Raises:
             TransientAdapterError: it cannot be read now.
         """
-        try:
-            with self._read_lock:
+        with self._read_lock:
+            try:
                 found = self._reader.execute(
                     "SELECT body FROM entries WHERE row = ?", (entry.row,)
                 ).fetchone()
-        except sqlite3.Error as error:
-            if not self._unreadable:
-                self._logger.error("the log in %s cannot be read: %s", self._directory, error)
-            self._unreadable = True
-            raise TransientAdapterError(f"the log in {self._directory} cannot be read: {error}") from error
-        self._unreadable = False
+            except sqlite3.Error as error:
+                if not self._unreadable:
+                    self._logger.error("the log in %s cannot be read: %s", self._directory, error)
+                self._unreadable = True
+                raise TransientAdapterError(
+                    f"the log in {self._directory} cannot be read: {error}"
+                ) from error
+            self._unreadable = False
         return found[0] if found else None
 
     def cached(self, entry: Entry) -> None:

@@ -187,8 +187,9 @@ class Reader:
         """Return where a chain that began at `since` enters, or ... while that is not known yet.
 
         It is not while old events are still to come: up to `head`, which members are said to hold,
-        for the peer that this node has them from may be behind itself. If the lane was heard of before the chain began and the stream was not, the stream is new:
-        None, its beginning. Otherwise the timestamps tell, with a margin by which a clock may lag.
+        for the peer that this node has them from may be behind itself. If the lane was heard of
+        before the chain began and the stream was not, the stream is new: None, its beginning.
+        Otherwise the timestamps tell, with a margin by which a clock may lag.
         """
         with self._log.lock:
             lane = self._log.lanes.get(stream.origin)
