@@ -8,12 +8,13 @@ from functools import partial
 import anyio
 import msgspec
 import pytest
+from mesh_batches import batch_of, stored
 from mesh_cluster import assert_complete
 from net_adapter_mesh import MeshAdapter, MeshConfig, durable, inplace, keeper
 from net_adapter_mesh.keeper import Keeper
 from net_adapter_mesh.reserving import reserve
 
-from netcore import AdapterRefusedError, Batch, Stream, TransientAdapterError
+from netcore import AdapterRefusedError, Stream, TransientAdapterError
 from netcore.testing.contract import adapter_context
 
 
@@ -128,8 +129,8 @@ async def test_durable_log_on_a_disk_that_reserves_nothing_works_the_same(tmp_pa
     adapter = MeshAdapter(MeshConfig(log=str(tmp_path), fsync="interval", fsync_interval_ms=10))
     await adapter.open(adapter_context())
     for number in range(20):
-        await adapter.append(_batch(number, b"%d" % number))
-    assert await _stored(adapter) == [b"%d" % number for number in range(20)]
+        await adapter.append(batch_of(number, b"%d" % number))
+    assert await stored(adapter) == [b"%d" % number for number in range(20)]
     await adapter.close()
     assert len(asked) == 1
 
@@ -143,7 +144,7 @@ async def test_durable_log_is_emptied_under_small_commits_without_a_pause(tmp_pa
     before, number = (tmp_path / "mesh.sqlite3").stat().st_size, 0
     with anyio.fail_after(20):
         while (tmp_path / "mesh.sqlite3").stat().st_size == before:
-            await adapter.append(_batch(number, b"x" * 100))
+            await adapter.append(batch_of(number, b"x" * 100))
             number += 1
     assert number * 100 < 1 << 20
     await adapter.close()
@@ -192,16 +193,6 @@ async def test_durable_log_of_another_format_is_refused_and_left_as_it_is(tmp_pa
         assert dict(log.execute("SELECT * FROM meta")) == {"format": "2", "clean": "1"}
 
 
-def _batch(first_seq, *payloads, shard=0):
-    stamps = list(range(1000 + first_seq, 1000 + first_seq + len(payloads)))
-    return Batch(producer="p" * 32, shard=shard, first_seq=first_seq, stamps=stamps, payloads=list(payloads))
-
-
-async def _stored(adapter, shard=0, origin=None):
-    page = await adapter.read(Stream(shard, origin or adapter.origin), None, 100)
-    return [event.raw for event in page.events]
-
-
 @pytest.mark.anyio
 @pytest.mark.parametrize("fsync", ["batch", "never"])
 @pytest.mark.parametrize("max_events", [1, 100])
@@ -211,14 +202,14 @@ async def test_durable_log_reopened_stores_no_retry_twice(tmp_path, fsync, max_e
     for _ in range(2):
         adapter = MeshAdapter(config)
         await adapter.open(adapter_context())
-        await adapter.append(_batch(0, b"a", b"b"))
-        await adapter.append(_batch(2, b"c"))
-        assert await _stored(adapter) == ([b"c"] if max_events == 1 else [b"a", b"b", b"c"])
+        await adapter.append(batch_of(0, b"a", b"b"))
+        await adapter.append(batch_of(2, b"c"))
+        assert await stored(adapter) == ([b"c"] if max_events == 1 else [b"a", b"b", b"c"])
         await adapter.close()
     adapter = MeshAdapter(config)
     await adapter.open(adapter_context())
-    await adapter.append(_batch(2, b"c", b"d"))
-    assert (await _stored(adapter))[-1] == b"d"
+    await adapter.append(batch_of(2, b"c", b"d"))
+    assert (await stored(adapter))[-1] == b"d"
     assert (await adapter.bounds(Stream(0, adapter.origin)))[1] == "4"
     await adapter.close()
 
@@ -230,7 +221,7 @@ async def test_durable_log_with_an_older_own_lane_stores_no_retry_twice(tmp_path
     config = MeshConfig(log=str(tmp_path), fsync="never", node_id="n")
     adapter = MeshAdapter(config)
     await adapter.open(adapter_context())
-    await adapter.append(_batch(0, b"a"))
+    await adapter.append(batch_of(0, b"a"))
     await adapter.close()
     with contextlib.closing(sqlite3.connect(tmp_path / "mesh.sqlite3")) as log, log:  # the machine went down
         for table in ("entries", "lanes", "streams"):
@@ -240,7 +231,7 @@ async def test_durable_log_with_an_older_own_lane_stores_no_retry_twice(tmp_path
     adapter = MeshAdapter(config)
     await adapter.open(adapter_context())
     assert adapter.origin != "n~zzzzzzzz"
-    await adapter.append(_batch(1, b"b"))
+    await adapter.append(batch_of(1, b"b"))
     if trimmed:
         lane = adapter._log.lanes["n~zzzzzzzz"]
         adapter._store.drop(adapter.origin, adapter._log.lane.entries[:1])
@@ -249,7 +240,7 @@ async def test_durable_log_with_an_older_own_lane_stores_no_retry_twice(tmp_path
     adapter = MeshAdapter(config)
     await adapter.open(adapter_context())
     before = (await adapter.bounds(Stream(0, adapter.origin)))[1]
-    await adapter.append(_batch(1, b"b"))
+    await adapter.append(batch_of(1, b"b"))
     assert (await adapter.bounds(Stream(0, adapter.origin)))[1] == before == "1"
     await adapter.close()
 
@@ -259,17 +250,17 @@ async def test_durable_append_while_the_log_is_locked_waits_and_keeps_the_order(
     """The loop does not wait for a lock: it leaves the batch, and those behind it, to the writer."""
     adapter = MeshAdapter(MeshConfig(log=str(tmp_path), fsync="never"))
     await adapter.open(adapter_context())
-    await adapter.append(_batch(0, b"a"))
+    await adapter.append(batch_of(0, b"a"))
     other = sqlite3.connect(tmp_path / "mesh.sqlite3", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(adapter.append, _batch(1, b"b"))
+        tasks.start_soon(adapter.append, batch_of(1, b"b"))
         await anyio.wait_all_tasks_blocked()
-        assert await _stored(adapter) == [b"a"]
+        assert await stored(adapter) == [b"a"]
         other.execute("ROLLBACK")
     other.close()
-    await adapter.append(_batch(2, b"c"))
-    assert await _stored(adapter) == [b"a", b"b", b"c"]
+    await adapter.append(batch_of(2, b"c"))
+    assert await stored(adapter) == [b"a", b"b", b"c"]
     await adapter.close()
 
 
@@ -296,9 +287,9 @@ async def test_durable_appends_of_one_turn_are_one_commit_and_continue_after_it(
         await adapter.open(adapter_context())
         async with anyio.create_task_group() as tasks:
             for shard in range(4):
-                tasks.start_soon(adapter.append, _batch(0, b"%d" % shard, shard=shard))
+                tasks.start_soon(adapter.append, batch_of(0, b"%d" % shard, shard=shard))
         for shard in range(4):
-            assert await _stored(adapter, shard) == [b"%d" % shard]
+            assert await stored(adapter, shard) == [b"%d" % shard]
         assert commits[0] == [1, 2, 3, 4]
         await adapter.close()
     assert sum(lsn in (1, 2, 3, 4) for commit in commits for lsn in commit) == 4
@@ -311,10 +302,10 @@ async def test_durable_append_cancelled_before_its_commit_is_stored_once(tmp_pat
     await adapter.open(adapter_context())
     with anyio.CancelScope() as scope:
         scope.cancel()
-        await adapter.append(_batch(0, b"a"))
+        await adapter.append(batch_of(0, b"a"))
     assert scope.cancelled_caught
-    await adapter.append(_batch(0, b"a", b"b"))
-    assert await _stored(adapter) == [b"a", b"b"]
+    await adapter.append(batch_of(0, b"a", b"b"))
+    assert await stored(adapter) == [b"a", b"b"]
     await adapter.close()
 
 
@@ -326,12 +317,12 @@ async def test_durable_append_under_way_at_the_close_is_in_the_log(tmp_path):
     await adapter.open(adapter_context())
     with anyio.CancelScope() as scope:
         scope.cancel()
-        await adapter.append(_batch(0, b"a"))
+        await adapter.append(batch_of(0, b"a"))
     adapter._node.failure = RuntimeError("gone")
     await adapter.close()
     adapter = MeshAdapter(config)
     await adapter.open(adapter_context())
-    assert await _stored(adapter) == [b"a"]
+    assert await stored(adapter) == [b"a"]
     await adapter.close()
 
 
@@ -344,13 +335,13 @@ async def test_durable_gathered_appends_are_committed_in_parts(tmp_path, commits
     async with anyio.create_task_group() as tasks:
         for shard in range(5):
             payloads = [large] * (4 if shard == 3 else 1)
-            tasks.start_soon(partial(adapter.append, _batch(0, *payloads, shard=shard)))
+            tasks.start_soon(partial(adapter.append, batch_of(0, *payloads, shard=shard)))
     assert commits == [[1, 2], [3]]
-    assert [len(await _stored(adapter, shard)) for shard in range(5)] == [1, 1, 1, 4, 1]
-    await adapter.append(_batch(1, b"after"))
+    assert [len(await stored(adapter, shard)) for shard in range(5)] == [1, 1, 1, 4, 1]
+    await adapter.append(batch_of(1, b"after"))
     with anyio.fail_after(10):
         while len(commits) == 2:  # until the writer has answered for the last time
-            await adapter.append(_batch(len(await _stored(adapter)), b"after"))
+            await adapter.append(batch_of(len(await stored(adapter)), b"after"))
     await adapter.close()
 
 
@@ -365,25 +356,25 @@ async def test_durable_received_entries_wait_for_a_locked_log_and_keep_their_ord
 
     async def until(*payloads):
         with anyio.fail_after(10):
-            while await _stored(replica, origin=origin.origin) != list(payloads):
+            while await stored(replica, origin=origin.origin) != list(payloads):
                 await anyio.sleep(0.005)
 
-    await origin.append(_batch(0, b"a"))
+    await origin.append(batch_of(0, b"a"))
     await until(b"a")
     with contextlib.closing(sqlite3.connect(tmp_path / "mesh.sqlite3", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        await origin.append(_batch(1, b"b"))
+        await origin.append(batch_of(1, b"b"))
         with anyio.fail_after(10):
             while replica.stats()["links"][0]["bytes_received"] < origin.stats()["links"][0]["bytes_sent"]:
                 await anyio.sleep(0.005)
-        assert await _stored(replica, origin=origin.origin) == [b"a"]
+        assert await stored(replica, origin=origin.origin) == [b"a"]
         other.execute("ROLLBACK")
-    await origin.append(_batch(2, b"c"))
+    await origin.append(batch_of(2, b"c"))
     await until(b"a", b"b", b"c")
     await replica.close()
     again = MeshAdapter(msgspec.structs.replace(peer, peers=[]))
     await again.open(adapter_context())
-    assert await _stored(again, origin=origin.origin) == [b"a", b"b", b"c"]
+    assert await stored(again, origin=origin.origin) == [b"a", b"b", b"c"]
     await again.close()
     await origin.close()
 
@@ -397,18 +388,18 @@ async def test_durable_lanes_that_share_a_log_are_read_and_trimmed_by_their_own_
     replica = MeshAdapter(config)
     await replica.open(adapter_context())
     for number in range(10):
-        await origin.append(_batch(number, b"theirs %d" % number))
-        await replica.append(_batch(number, b"mine %d" % number))
+        await origin.append(batch_of(number, b"theirs %d" % number))
+        await replica.append(batch_of(number, b"mine %d" % number))
     with anyio.fail_after(10):
-        while (await _stored(replica, origin=origin.origin))[-1:] != [b"theirs 9"]:
+        while (await stored(replica, origin=origin.origin))[-1:] != [b"theirs 9"]:
             await anyio.sleep(0.005)
     await replica.close()
     again = MeshAdapter(msgspec.structs.replace(config, peers=[]))
     await again.open(adapter_context())
-    assert await _stored(again) == [b"mine %d" % number for number in range(6, 10)]
-    assert await _stored(again, origin=origin.origin) == [b"theirs %d" % number for number in range(6, 10)]
-    await again.append(_batch(10, b"mine 10"))
-    assert (await _stored(again))[-1] == b"mine 10"
+    assert await stored(again) == [b"mine %d" % number for number in range(6, 10)]
+    assert await stored(again, origin=origin.origin) == [b"theirs %d" % number for number in range(6, 10)]
+    await again.append(batch_of(10, b"mine 10"))
+    assert (await stored(again))[-1] == b"mine 10"
     await again.close()
     await origin.close()
 
@@ -419,7 +410,7 @@ async def test_durable_writer_that_ended_is_told_of(tmp_path, monkeypatch, fsync
     """An append says why it fails, and so does the node's health, whatever ended the writer."""
     adapter = MeshAdapter(MeshConfig(log=str(tmp_path), timeout_ms=200, fsync=fsync))
     await adapter.open(adapter_context())
-    await adapter.append(_batch(0, b"a"))
+    await adapter.append(batch_of(0, b"a"))
 
     def broken(*_):
         raise OverflowError("too large")
@@ -428,8 +419,8 @@ async def test_durable_writer_that_ended_is_told_of(tmp_path, monkeypatch, fsync
     monkeypatch.setattr(inplace, "write", broken)
     for _ in range(2):
         with pytest.raises(TransientAdapterError, match="writer ended: OverflowError"):
-            await adapter.append(_batch(1, b"b"))
-    assert await _stored(adapter) == [b"a"]
+            await adapter.append(batch_of(1, b"b"))
+    assert await stored(adapter) == [b"a"]
     assert not (await adapter.health()).ok
     await adapter.close()
 
@@ -451,7 +442,7 @@ async def test_durable_log_that_cannot_be_synced_is_told_of_until_it_can(tmp_pat
         return health.reason
 
     monkeypatch.setattr(os, "fdatasync", broken)
-    await adapter.append(_batch(0, b"a"))
+    await adapter.append(batch_of(0, b"a"))
     assert "cannot be synced" in await until(False)
     monkeypatch.setattr(os, "fdatasync", sync)
     await until(True)  # tried again by itself
@@ -475,7 +466,7 @@ async def test_durable_log_is_synced_again_once_all_of_it_was_written_elsewhere(
     monkeypatch.setattr(os, "fdatasync", first_broken)
     checkpoint, in_the_way = Keeper._checkpoint, [True]
     monkeypatch.setattr(Keeper, "_checkpoint", lambda *args: not in_the_way and checkpoint(*args))
-    await adapter.append(_batch(0, b"a"))
+    await adapter.append(batch_of(0, b"a"))
     with anyio.fail_after(10):
         while len(calls) < 4:
             await anyio.sleep(0.005)
@@ -493,14 +484,14 @@ async def test_durable_syncing_thread_that_ended_is_told_of(tmp_path, monkeypatc
     monkeypatch.setattr(Keeper, "_sync", lambda _: 1 / 0)
     adapter = MeshAdapter(MeshConfig(log=str(tmp_path), fsync="interval", fsync_interval_ms=10))
     await adapter.open(adapter_context())
-    await adapter.append(_batch(0, b"a"))
+    await adapter.append(batch_of(0, b"a"))
     with anyio.fail_after(10):
         while (await adapter.health()).ok:
             await anyio.sleep(0.005)
-    await adapter.append(_batch(1, b"b"))
+    await adapter.append(batch_of(1, b"b"))
     assert "ZeroDivisionError" in (await adapter.health()).reason
     assert "no longer synced" in caplog.text
-    assert await _stored(adapter) == [b"a", b"b"]
+    assert await stored(adapter) == [b"a", b"b"]
     await adapter.close()
 
 

@@ -13,22 +13,13 @@ from functools import partial
 import anyio
 import msgspec
 import pytest
+from mesh_batches import batch_of, stored
 from net_adapter_mesh import MeshAdapter, MeshConfig, durable
 from net_adapter_mesh.durable import SqliteStore
 from net_adapter_mesh.keeper import Keeper
 
 from netcore import AdapterRefusedError, Batch, ReadRequest, Stream, TransientAdapterError
 from netcore.testing.contract import adapter_context
-
-
-def _batch(first_seq, *payloads, shard=0):
-    stamps = list(range(1000 + first_seq, 1000 + first_seq + len(payloads)))
-    return Batch(producer="p" * 32, shard=shard, first_seq=first_seq, stamps=stamps, payloads=list(payloads))
-
-
-async def _stored(adapter, shard=0, origin=None):
-    page = await adapter.read(Stream(shard, origin or adapter.origin), None, 100)
-    return [event.raw for event in page.events]
 
 
 async def _opened(**settings):
@@ -77,14 +68,14 @@ async def test_durable_log_is_known_to_be_open_before_anything_is_numbered(
     log, image = disk
     adapter = MeshAdapter(MeshConfig(log=str(log), fsync=before))
     await adapter.open(adapter_context())
-    await adapter.append(_batch(0, b"kept"))
+    await adapter.append(batch_of(0, b"kept"))
     await adapter.close()
     shutil.rmtree(image, ignore_errors=True)
     shutil.copytree(log, image)  # the system has written it since
 
     adapter = MeshAdapter(MeshConfig(log=str(log), fsync=fsync))
     await adapter.open(adapter_context())
-    await adapter.append(_batch(1, b"seen by a peer, not on disk"))
+    await adapter.append(batch_of(1, b"seen by a peer, not on disk"))
     left = shutil.copytree(image, tmp_path / "left")  # the machine goes down
     await adapter.close()
     with contextlib.closing(sqlite3.connect(left / "mesh.sqlite3")) as database, database:
@@ -93,7 +84,7 @@ async def test_durable_log_is_known_to_be_open_before_anything_is_numbered(
     again = MeshAdapter(MeshConfig(log=str(left), fsync=fsync))
     await again.open(adapter_context())
     assert again.origin != adapter.origin
-    assert await _stored(again, origin=adapter.origin) == [b"kept"]
+    assert await stored(again, origin=adapter.origin) == [b"kept"]
     await again.close()
 
 
@@ -113,13 +104,13 @@ async def test_durable_log_that_cannot_be_marked_as_closed_is_released_all_the_s
     config = MeshConfig(log=str(tmp_path), fsync="never")
     adapter = MeshAdapter(config)
     await adapter.open(adapter_context())
-    await adapter.append(_batch(0, b"a"))
+    await adapter.append(batch_of(0, b"a"))
     adapter._store._reader.execute("PRAGMA query_only=1")
     await adapter.close()
     assert "could not be marked as closed" in caplog.text
     again = MeshAdapter(config)
     await again.open(adapter_context())
-    assert await _stored(again) == [b"a"]
+    assert await stored(again) == [b"a"]
     await again.close()
 
 
@@ -131,8 +122,8 @@ async def test_durable_log_closed_is_free_although_a_forked_child_lives_on(tmp_p
     await adapter.open(adapter_context())
     child = os.dup(adapter._store._lock.fileno())  # as in a child, it refers to the same open file
     await adapter.close()
-    again = MeshAdapter(config)
-    await again.open(adapter_context())
+    again = await _opened(log=str(tmp_path))
+    assert again.origin == adapter.origin
     await again.close()
     os.close(child)
 
@@ -143,14 +134,14 @@ async def test_durable_log_that_cannot_be_read_fails_reads_and_not_the_node(tmp_
     monkeypatch.setattr(durable, "_CACHE_BYTES", 0)
     adapter = MeshAdapter(MeshConfig(log=str(tmp_path), listen="tcp://127.0.0.1:*", heartbeat_ms=50))
     await adapter.open(adapter_context())
-    await adapter.append(_batch(0, b"a"))
+    await adapter.append(batch_of(0, b"a"))
     reader = adapter._store._reader
     with contextlib.closing(sqlite3.connect(":memory:", check_same_thread=False)) as broken:
         adapter._store._reader = broken
         peer = MeshAdapter(MeshConfig(peers=[adapter.stats()["listening"]], heartbeat_ms=50))
         await peer.open(adapter_context())
         with pytest.raises(TransientAdapterError, match="cannot be read: no such table"):
-            await _stored(adapter)
+            await stored(adapter)
         [page] = await adapter.read_many([ReadRequest(Stream(0, adapter.origin), None, 10)])
         assert isinstance(page, TransientAdapterError)
         with anyio.fail_after(10):
@@ -159,7 +150,7 @@ async def test_durable_log_that_cannot_be_read_fails_reads_and_not_the_node(tmp_
         assert (await adapter.health()).ok
         adapter._store._reader = reader
     with anyio.fail_after(10):
-        while await _stored(peer, origin=adapter.origin) != [b"a"]:
+        while await stored(peer, origin=adapter.origin) != [b"a"]:
             await anyio.sleep(0.005)
     assert (await adapter.health()).ok
     assert caplog.text.count("cannot be read") == 1
@@ -188,7 +179,7 @@ async def test_durable_log_that_is_damaged_is_refused_and_released(tmp_path, dam
     config = MeshConfig(log=str(tmp_path))
     adapter = MeshAdapter(config)
     await adapter.open(adapter_context())
-    await adapter.append(_batch(0, b"a"))
+    await adapter.append(batch_of(0, b"a"))
     await adapter.close()
     damage(tmp_path / "mesh.sqlite3")
     for _ in range(2):
@@ -234,7 +225,7 @@ async def test_durable_log_holds_nothing_in_memory_of_what_was_trimmed(tmp_path)
     adapter = MeshAdapter(MeshConfig(log=str(tmp_path), fsync="never", max_events=10))
     await adapter.open(adapter_context())
     for number in range(100):
-        await adapter.append(_batch(number, b"x"))
+        await adapter.append(batch_of(number, b"x"))
     cache = adapter._store._cache
     assert len(cache) == 10
     assert adapter._store._cached_bytes == sum(entry.size for entry in cache.values())
@@ -247,18 +238,18 @@ async def test_durable_log_that_cannot_be_written_collects_no_watermarks(tmp_pat
     adapter = MeshAdapter(MeshConfig(log=str(tmp_path), fsync="never", timeout_ms=50))
     await adapter.open(adapter_context(watermark=lambda batch: next(clock)))
     clock = itertools.count(1)
-    await adapter.append(_batch(0, b"a"))
+    await adapter.append(batch_of(0, b"a"))
     with contextlib.closing(sqlite3.connect(tmp_path / "mesh.sqlite3", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(TransientAdapterError, match="has not taken the batch"):
-            await adapter.append(_batch(1, b"b"))
+            await adapter.append(batch_of(1, b"b"))
         for _ in range(10):
             adapter._ask_watermark()
             await anyio.sleep(0.005)
         assert adapter._store._queue.qsize() <= 2
         other.execute("ROLLBACK")
     with anyio.fail_after(10):
-        while await _stored(adapter) != [b"a", b"b"]:
+        while await stored(adapter) != [b"a", b"b"]:
             await anyio.sleep(0.005)
     await adapter.close()
 
@@ -277,13 +268,13 @@ async def test_durable_replica_reopened_still_says_where_it_has_a_hole(tmp_path)
     for first in (0, 5):
         replica = MeshAdapter(config)
         await replica.open(adapter_context())
-        await origin.append(_batch(first, b"%d" % first))
+        await origin.append(batch_of(first, b"%d" % first))
         with anyio.fail_after(10):
             while _held(replica, origin.origin) != first + 1:
                 await anyio.sleep(0.005)
         await replica.close()
         for number in range(first + 1, first + 5):
-            await origin.append(_batch(number, b"missed"))
+            await origin.append(batch_of(number, b"missed"))
     floor = replica.stats()["lanes"][origin.origin]["floor"]
     assert floor > 0
     again = MeshAdapter(msgspec.structs.replace(config, peers=[]))
@@ -317,7 +308,7 @@ async def test_append_names_no_more_dependencies_than_an_entry_may_have():
     adapter = MeshAdapter(MeshConfig())
     await adapter.open(adapter_context())
     adapter._reader.returned.update((f"o{n}", n) for n in range(5000))
-    await adapter.append(_batch(0, b"a"))
+    await adapter.append(batch_of(0, b"a"))
     assert set(adapter._log.lane.deps) == {f"o{n}" for n in range(904, 5000)}
     await adapter.close()
 
@@ -348,9 +339,9 @@ async def test_a_log_restored_from_a_backup_is_told_of_by_whoever_has_more(tmp_p
     peer = await _opened(peers=[address], heartbeat_ms=100)
 
     async def write(number):
-        await node.append(_batch(number, b"%d" % number))
+        await node.append(batch_of(number, b"%d" % number))
         with anyio.fail_after(10):
-            while len(await _stored(peer, origin=node.origin)) <= number:
+            while len(await stored(peer, origin=node.origin)) <= number:
                 await anyio.sleep(0.01)
         await node.close()
 
