@@ -22,6 +22,7 @@ asked, and finds the batch stored.
 
 from __future__ import annotations
 
+import math
 import re
 import secrets
 import time
@@ -44,6 +45,15 @@ _TRIES: Final = 3
 """Transactions in a row that stored nothing, after which batches go by the script for a while."""
 _REST_S: Final = 60.0
 _LEARN_S: Final = 60.0
+_WIDEN_S: Final = 1.0
+_WIDEN_BYTES: Final = 2 << 20
+_WIDEN: Final = command("SCRIPT", "EXISTS", b" " * (192 << 10))
+"""Makes Redis read more at a time: some 16 KiB, until an argument was larger than that.
+
+A batch a time costs it a twentieth less. It takes the room away again when less is sent, hence this
+every now and then. By itself, and not in a transaction: nothing answers if a server becomes busy
+between two reads of one.
+"""
 _BEGIN: Final = command("CLIENT", "REPLY", "OFF") + command("MULTI")
 _END: Final = command("EXEC") + command("CLIENT", "REPLY", "ON")
 _FACTS: Final = (("CONFIG", "GET", "aof-load-truncated"), ("INFO", "server"), ("INFO", "persistence"))
@@ -66,7 +76,7 @@ class Transactions:
 
     __slots__ = (
         "_connects", "_failed", "_guard", "_learn_at", "_least", "_life", "_limits", "_possible", "_rest_until",
-        "_session", "_usable",
+        "_sent", "_session", "_usable", "_widen_at",
     )  # fmt: skip
 
     def __init__(self, session: Session, limits: bytes, life: bytes) -> None:
@@ -79,6 +89,8 @@ class Transactions:
         self._guard = bulk(b"")
         self._connects = 0
         self._learn_at = 0.0
+        self._sent = 0
+        self._widen_at = 0.0
         self._failed = 0
         self._rest_until = 0.0
 
@@ -104,6 +116,8 @@ class Transactions:
         )
         self._guard = bulk(b"" if safe else b"unlogged")
         self._connects = link.connects
+        self._sent = 0
+        self._widen_at = 0.0
         self._learn_at = time.monotonic() + _LEARN_S
 
     def suit(self, batch: Batch) -> bool:
@@ -138,6 +152,7 @@ class Transactions:
         end = _END + command("HGET", meta, "open")
         begin = (array(17), run, _OPEN, rest)
         data = b"".join((_BEGIN, *begin, *adds, array(17), run, _CLOSE, rest, end))
+        await self._widen(link, len(data), doing)
         try:
             replies = await session.ask(link, data, partial(_complete, count + _BESIDE), doing)
         except AdapterError:
@@ -159,6 +174,16 @@ class Transactions:
                 self._learn_at = 0.0
                 raise
         return self._usable
+
+    async def _widen(self, link: Link, sending: int, doing: str) -> None:
+        """See to it, once in a while, that a server to which much is sent reads much at a time."""
+        self._sent += sending
+        if self._sent >= _WIDEN_BYTES and time.monotonic() >= self._widen_at:
+            self._sent = 0
+            self._widen_at = time.monotonic() + _WIDEN_S
+            [reply] = await self._session.ask(link, _WIDEN, 1, doing)
+            if isinstance(reply, Exception):
+                self._widen_at = math.inf  # not allowed: on this connection it won't be
 
     async def _recover(self, mend: bytes, link: Link, doing: str) -> None:
         """See to it that the next transaction finds what it needs; rest if several found nothing."""
