@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any, Final
 
 from redis import exceptions as redis_errors
@@ -25,6 +26,35 @@ _CLOSE_S: Final = 1.0
 _WRITE_LIMIT: Final = 32 << 20
 
 
+class _Answer(asyncio.Future[list[Any]]):
+    """A future whose waiter goes on when the answer arrives, not a turn of the loop later.
+
+    Behind a reply there is mostly another command to be sent. In a turn of the loop there may also be
+    a millisecond of somebody's ingesting, which the server would spend idle.
+    """
+
+    _waiter: tuple[Callable[[Any], object], Context | None] | None = None
+
+    def add_done_callback(self, fn: Callable[[Any], object], /, *, context: Context | None = None) -> None:
+        """Note who waits; a cancellation or an exception wakes them as usual."""
+        super().add_done_callback(fn, context=context)
+        self._waiter = (fn, context)
+
+    def arrive(self, replies: list[Any]) -> None:
+        """Set the result and run the waiter; to be called from a callback, where no task is running."""
+        waiter, self._waiter = self._waiter, None
+        if waiter is None or asyncio.current_task() is not None:
+            self.set_result(replies)
+            return
+        go_on, context = waiter
+        self.remove_done_callback(go_on)
+        self.set_result(replies)
+        if context is None:
+            go_on(self)
+        else:
+            context.run(go_on, self)
+
+
 class _Request:
     """Replies that somebody waits for."""
 
@@ -33,7 +63,7 @@ class _Request:
     def __init__(
         self,
         complete: int | Callable[[list[Any]], bool],
-        future: asyncio.Future[list[Any]],
+        future: _Answer,
         sink: Callable[[Any], Any] | None,
     ) -> None:
         self.complete = complete
@@ -128,7 +158,7 @@ class Link:
                     connection = await self._connect()
                     if connection is not self._connection or not connection.is_connected:
                         raise redis_errors.ConnectionError("the connection was lost at once")
-                request = _Request(replies, asyncio.get_running_loop().create_future(), sink)
+                request = _Request(replies, _Answer(), sink)
                 self._requests.append(request)
                 # Nothing may suspend between these two lines: the queue is the order of sending.
                 await connection.send_packed_command([data], check_health=False)
@@ -207,7 +237,7 @@ class Link:
         if request.take(reply):
             requests.popleft()
             if not request.future.done():
-                request.future.set_result(request.replies)
+                request.future.arrive(request.replies)
 
     async def _keep(self, connection: AbstractConnection, inlet: Inlet) -> None:
         """Wait for a connection's end, and clear up."""
