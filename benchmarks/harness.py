@@ -137,7 +137,7 @@ def main(rows: Sequence[Row], argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help=f"at least {MIN_ROUNDS}")
     parser.add_argument("--json", action="store_true", help="print every measurement as JSON")
     options = parser.parse_args(argv)
-    chosen = [r for r in rows if fnmatch.fnmatch(r.name, options.rows) or options.rows in r.name]
+    chosen = [row for row in rows if selects(options.rows, row.name)]
     if not chosen:
         parser.error(f"no row matches {options.rows!r}; there are: {', '.join(row.name for row in rows)}")
     results: list[Result] = []
@@ -149,6 +149,11 @@ def main(rows: Sequence[Row], argv: Sequence[str] | None = None) -> int:
         json.dump([{**asdict(result), "ok": result.ok} for result in results], sys.stdout, indent=1)
         print()
     return 0 if all(result.ok for result in results) else 1
+
+
+def selects(pattern: str, name: str) -> bool:
+    """Tell whether `--rows` means this name: a shell pattern that fits, or a part of the name."""
+    return fnmatch.fnmatch(name, pattern) or pattern in name
 
 
 def _print_line(result: Result, *, first: bool) -> None:

@@ -8,7 +8,6 @@ each with the bound it must keep. Each measurement uses processes of its own on 
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import socket
 import subprocess
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import zmq
-from harness import Row, main
+from harness import Row, main, selects
 
 PEER = Path(__file__).with_name("mesh_peer.py")
 COUNT = 1_000_000
@@ -166,10 +165,12 @@ def idling(nodes: int = 7, seconds: float = 5.0) -> dict[str, Any]:
 
 if __name__ == "__main__":
     pattern = sys.argv[sys.argv.index("--rows") + 1] if "--rows" in sys.argv else "*"
-    status = main(ROWS) if any(fnmatch.fnmatch(row.name, pattern) for row in ROWS) else 0
-    for name, measurement in (("latency", latency), ("catch_up", catch_up), ("idling", idling)):
-        if fnmatch.fnmatch(f"mesh/{name}", pattern):
-            result = measurement()
-            print(json.dumps(result))
-            status = status or (0 if result["ok"] else 1)
+    others = {"latency": latency, "catch_up": catch_up, "idling": idling}
+    wanted = [others[name] for name in others if selects(pattern, f"mesh/{name}")]
+    # With nothing wanted it says which rows there are.
+    status = main(ROWS) if not wanted or any(selects(pattern, row.name) for row in ROWS) else 0
+    for measurement in wanted:
+        result = measurement()
+        print(json.dumps(result))
+        status = status or (0 if result["ok"] else 1)
     sys.exit(status)
