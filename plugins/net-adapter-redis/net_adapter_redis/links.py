@@ -47,8 +47,10 @@ class _Answer(asyncio.Future[list[Any]]):
             self.set_result(replies)
             return
         go_on, context = waiter
-        self.remove_done_callback(go_on)
+        still_there = self.remove_done_callback(go_on)
         self.set_result(replies)
+        if not still_there:
+            return
         if context is None:
             go_on(self)
         else:

@@ -61,6 +61,18 @@ async def test_answer_nobody_waits_for_yet_is_kept() -> None:
     assert await answer == [1]
 
 
+async def test_answer_whose_waiter_went_away_runs_nobody() -> None:
+    """And wakes whoever else waits."""
+    answer, seen = _Answer(), []
+    other = asyncio.ensure_future(asyncio.wait([answer]))
+    await asyncio.sleep(0)
+    answer.add_done_callback(seen.append)
+    answer.remove_done_callback(seen.append)
+    asyncio.get_running_loop().call_soon(answer.arrive, [1])
+    assert await other == ({answer}, set())
+    assert seen == []
+
+
 async def test_answer_that_fails_or_is_cancelled_wakes_its_waiter() -> None:
     """Both ways out that are not an arrival."""
     failing, cancelled = _Answer(), _Answer()
