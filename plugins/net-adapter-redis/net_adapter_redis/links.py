@@ -51,10 +51,14 @@ class _Answer(asyncio.Future[list[Any]]):
         self.set_result(replies)
         if not still_there:
             return
-        if context is None:
-            go_on(self)
-        else:
-            context.run(go_on, self)
+        try:
+            context.run(go_on, self) if context is not None else go_on(self)
+        except RuntimeError:  # somebody's loop reads in the waiter's own context: not entered, so not run
+            self.get_loop().call_soon(go_on, self, context=context)
+
+    def forget(self) -> None:
+        """Let go of who waited; else a task that gave up would live as long as its late reply takes."""
+        self._waiter = None
 
 
 class _Request:
@@ -164,7 +168,10 @@ class Link:
                 self._requests.append(request)
                 # Nothing may suspend between these two lines: the queue is the order of sending.
                 await connection.send_packed_command([data], check_health=False)
-                return await request.future
+                try:
+                    return await request.future
+                finally:
+                    request.future.forget()
         except TimeoutError as error:
             late = redis_errors.TimeoutError(f"no answer within {limit:g} s")
             if not patient and connection is not None:

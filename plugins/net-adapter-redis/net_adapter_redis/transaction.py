@@ -30,6 +30,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar, Final
 
+from redis import exceptions as redis_errors
+
 from net_adapter_redis.layout import encode_events
 from net_adapter_redis.links import Link
 from net_adapter_redis.resp import array, bulk, command
@@ -76,7 +78,7 @@ class Transactions:
 
     __slots__ = (
         "_connects", "_failed", "_guard", "_learn_at", "_least", "_life", "_limits", "_possible", "_rest_until",
-        "_sent", "_session", "_usable", "_widen_at",
+        "_sent", "_session", "_unwidened", "_usable", "_widen_at",
     )  # fmt: skip
 
     def __init__(self, session: Session, limits: bytes, life: bytes) -> None:
@@ -91,6 +93,7 @@ class Transactions:
         self._learn_at = 0.0
         self._sent = 0
         self._widen_at = 0.0
+        self._unwidened = 0
         self._failed = 0
         self._rest_until = 0.0
 
@@ -115,9 +118,10 @@ class Transactions:
             safe or re.search(rb"^aof_enabled:0", info, re.MULTILINE) is not None
         )
         self._guard = bulk(b"" if safe else b"unlogged")
-        self._connects = link.connects
-        self._sent = 0
-        self._widen_at = 0.0
+        if self._connects != link.connects:
+            self._connects = link.connects
+            self._sent = 0
+            self._widen_at = 0.0
         self._learn_at = time.monotonic() + _LEARN_S
 
     def suit(self, batch: Batch) -> bool:
@@ -178,12 +182,17 @@ class Transactions:
     async def _widen(self, link: Link, sending: int, doing: str) -> None:
         """See to it, once in a while, that a server to which much is sent reads much at a time."""
         self._sent += sending
-        if self._sent >= _WIDEN_BYTES and time.monotonic() >= self._widen_at:
+        if self._sent >= _WIDEN_BYTES and time.monotonic() >= self._widen_at and self._unwidened < _TRIES:
             self._sent = 0
             self._widen_at = time.monotonic() + _WIDEN_S
-            [reply] = await self._session.ask(link, _WIDEN, 1, doing)
-            if isinstance(reply, Exception):
-                self._widen_at = math.inf  # not allowed: on this connection it won't be
+            try:
+                [reply] = await self._session.ask(link, _WIDEN, 1, doing)
+            except AdapterError:
+                self._unwidened += 1  # maybe something in between bears no large argument
+                raise
+            self._unwidened = 0
+            if isinstance(reply, redis_errors.NoPermissionError):
+                self._widen_at = math.inf  # each refusal is an entry in the server's log of refusals
 
     async def _recover(self, mend: bytes, link: Link, doing: str) -> None:
         """See to it that the next transaction finds what it needs; rest if several found nothing."""

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import re
+import time
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from net_adapter_redis import RedisAdapter, transaction
 from net_adapter_redis.links import Link, _Answer
+from net_adapter_redis.resp import command
+from net_adapter_redis.session import Session
 
+from netcore.errors import TransientAdapterError
 from netcore.testing.contract import Writer, drain
 from netcore.testing.servers import RedisServer
 
@@ -45,11 +51,34 @@ async def test_answer_that_arrives_runs_its_waiter_at_once_in_its_own_context() 
 async def test_answer_that_arrives_in_a_task_wakes_its_waiter_as_usual() -> None:
     """No task may run within another's step."""
     answer = _Answer()
-    waiter = asyncio.ensure_future(asyncio.wait_for(answer, 60))
+
+    async def wait() -> list[Any]:
+        return await answer
+
+    waiter = asyncio.ensure_future(wait())
     await asyncio.sleep(0)
     answer.arrive([1])
     assert not waiter.done()
-    assert await waiter == [1]
+    await asyncio.wait([waiter], timeout=60)
+    assert waiter.done()
+    assert waiter.result() == [1]
+
+
+async def test_answer_that_arrives_in_its_waiters_own_context_wakes_it_as_usual() -> None:
+    """A loop may read there; a context cannot be entered twice."""
+    answer = _Answer()
+
+    async def wait() -> list[Any]:
+        return await answer
+
+    context = contextvars.copy_context()
+    loop = asyncio.get_running_loop()
+    waiter = loop.create_task(wait(), context=context)
+    await asyncio.sleep(0)
+    loop.call_soon(answer.arrive, [1], context=context)
+    await asyncio.wait([waiter], timeout=60)
+    assert waiter.done()
+    assert waiter.result() == [1]
 
 
 async def test_answer_nobody_waits_for_yet_is_kept() -> None:
@@ -105,23 +134,69 @@ def asked(server: RedisServer) -> int:
     return int(found[1]) if found else 0
 
 
+async def test_call_goes_on_before_the_next_reply_is_taken(opened: Opened) -> None:
+    """Two replies that come in one piece: the first one's caller runs between them."""
+    link = writer_link(await opened())
+    await link.call(command("PING"))
+    seen: list[Any] = []
+
+    async def first() -> None:
+        seen.extend(await link.call(command("ECHO", "first")))
+        seen.append("its caller")
+
+    callers = [first(), link.call(command("ECHO", "second"), sink=seen.append)]
+    tasks = [asyncio.ensure_future(caller) for caller in callers]
+    await asyncio.sleep(0)
+    time.sleep(0.2)  # noqa: ASYNC251 # both replies come while the loop looks away
+    await asyncio.gather(*tasks)
+    assert seen == [b"first", "its caller", b"second"]
+
+
+async def test_call_that_was_given_up_keeps_no_task_alive(opened: Opened) -> None:
+    """Though its place in the queue is kept until the reply comes."""
+    link = writer_link(await opened())
+    await link.call(command("PING"))
+    waiting = asyncio.ensure_future(link.call(command("BLPOP", "nothing", 60)))
+    await asyncio.sleep(0)
+    gone = weakref.ref(waiting)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    del waiting
+    gc.collect()
+    assert gone() is None
+    assert not link.idle
+
+
 async def test_server_to_which_much_is_sent_reads_batches_whole(server: RedisServer, opened: Opened) -> None:
-    """Its room for a connection becomes larger than 16 KiB, once; again on the next connection."""
+    """Its room for a connection becomes larger than 16 KiB."""
     adapter = await opened()
     writer = Writer(adapter)
-    before = asked(server)
-    await writer.write(PAYLOADS)
-    await writer.write(PAYLOADS)
-    assert asked(server) == before
-    for _ in range(5):
+    rooms = []
+    for _ in range(30):
         await writer.write(PAYLOADS)
-    assert asked(server) == before + 1
-    assert room_bytes(server) >= 64 << 10
+        rooms.append(room_bytes(server))  # a moment without batches, and it has taken it back
+    assert max(rooms[:3]) < 64 << 10 <= max(rooms)
+
+
+async def test_server_is_asked_once_a_connection(
+    server: RedisServer, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not before about 2 MiB were sent over it, nor again when the server is looked into anew."""
+    monkeypatch.setattr(transaction, "_WIDEN_S", 3600.0)
+    monkeypatch.setattr(transaction, "_LEARN_S", 0.0)
+    adapter = await opened()
+    writer = Writer(adapter)
+    before, counts = asked(server), []
+    for _ in range(12):
+        await writer.write(PAYLOADS)
+        counts.append(asked(server) - before)
+    assert counts[2] == 0
+    assert counts[-1] == 1
     writer_link(adapter).drop()
-    for _ in range(6):
+    for _ in range(12):
         await writer.write(PAYLOADS)
-    assert asked(server) == before + 2
-    assert await drain_raw(adapter) == PAYLOADS * 13
+    assert asked(server) - before == 2
+    assert await drain_raw(adapter) == PAYLOADS * 24
 
 
 @pytest.mark.parametrize(("seconds", "times"), [(3600.0, 1), (0.0, 3)])
@@ -156,6 +231,35 @@ async def test_account_that_may_not_ask_for_scripts_is_refused_once(
     finally:
         server.call("ACL", "LOG", "RESET")
         server.call("ACL", "DELUSER", "some")
+
+
+async def test_connection_that_is_cut_at_large_arguments_is_not_cut_for_ever(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy may have limits of its own; the batches that this delays are stored by their next try."""
+    monkeypatch.setattr(transaction, "_WIDEN_S", 0.0)
+    adapter = await opened()
+    writer, ask = Writer(adapter), Session.ask
+    cuts = failed = 0
+
+    async def cut(session: Session, link: Link, data: bytes, *args: Any, **more: Any) -> list[Any]:
+        nonlocal cuts
+        if data == transaction._WIDEN:
+            cuts += 1
+            link.drop()
+            raise TransientAdapterError("the connection was cut")
+        return await ask(session, link, data, *args, **more)
+
+    monkeypatch.setattr(Session, "ask", cut)
+    for _ in range(40):
+        batch = writer.batch(PAYLOADS)
+        try:
+            await adapter.append(batch)
+        except TransientAdapterError:
+            failed += 1
+            await adapter.append(batch)
+    assert failed == cuts == transaction._TRIES
+    assert await drain_raw(adapter) == PAYLOADS * 40
 
 
 async def drain_raw(adapter: RedisAdapter) -> list[bytes]:
