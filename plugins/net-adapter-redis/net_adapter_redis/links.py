@@ -52,7 +52,10 @@ class _Answer(asyncio.Future[list[Any]]):
         if not still_there:
             return
         try:
-            context.run(go_on, self) if context is not None else go_on(self)
+            if context is None:
+                go_on(self)
+            else:
+                context.run(go_on, self)
         except RuntimeError:  # somebody's loop reads in the waiter's own context: not entered, so not run
             self.get_loop().call_soon(go_on, self, context=context)
 
