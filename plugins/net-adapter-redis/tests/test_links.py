@@ -6,13 +6,13 @@ import asyncio
 import contextvars
 import gc
 import re
-import time
 import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from net_adapter_redis import RedisAdapter, transaction
+from net_adapter_redis.inlet import Inlet, transport_of
 from net_adapter_redis.links import Link, _Answer
 from net_adapter_redis.resp import command
 from net_adapter_redis.session import Session
@@ -24,6 +24,7 @@ from netcore.testing.servers import RedisServer
 pytestmark = pytest.mark.anyio
 Opened = Callable[..., Awaitable[RedisAdapter]]
 PAYLOADS = [b"%01000d" % index for index in range(500)]
+NEVER_ANSWERED = command("BLPOP", "nothing", 0)
 
 
 async def test_answer_that_arrives_runs_its_waiter_at_once_in_its_own_context() -> None:
@@ -141,14 +142,21 @@ async def test_call_goes_on_before_the_next_reply_is_taken(opened: Opened) -> No
     seen: list[Any] = []
 
     async def first() -> None:
-        seen.extend(await link.call(command("ECHO", "first")))
+        seen.extend(await link.call(NEVER_ANSWERED))
         seen.append("its caller")
 
-    callers = [first(), link.call(command("ECHO", "second"), sink=seen.append)]
+    callers = [first(), link.call(NEVER_ANSWERED, sink=seen.append)]
     tasks = [asyncio.ensure_future(caller) for caller in callers]
     await asyncio.sleep(0)
-    time.sleep(0.2)  # noqa: ASYNC251 # both replies come while the loop looks away
+    assert link._connection is not None
+    transport = transport_of(link._connection)
+    assert transport is not None
+    inlet, both = transport.get_protocol(), b"$5\r\nfirst\r\n$6\r\nsecond\r\n"
+    assert isinstance(inlet, Inlet)
+    inlet.get_buffer(len(both))[: len(both)] = both
+    asyncio.get_running_loop().call_soon(inlet.buffer_updated, len(both))
     await asyncio.gather(*tasks)
+    link.drop()
     assert seen == [b"first", "its caller", b"second"]
 
 
@@ -156,7 +164,7 @@ async def test_call_that_was_given_up_keeps_no_task_alive(opened: Opened) -> Non
     """Though its place in the queue is kept until the reply comes."""
     link = writer_link(await opened())
     await link.call(command("PING"))
-    waiting = asyncio.ensure_future(link.call(command("BLPOP", "nothing", 60)))
+    waiting = asyncio.ensure_future(link.call(NEVER_ANSWERED))
     await asyncio.sleep(0)
     gone = weakref.ref(waiting)
     waiting.cancel()
