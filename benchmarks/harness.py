@@ -4,8 +4,9 @@ A row file makes a list of `Row`s and calls `main(rows)`:
 
     python benchmarks/filters.py [--rows PATTERN] [--rounds N] [--json]
 
-Machines and moments differ; the ratio of two things measured in turns, in one process, differs least.
-So the ratio of the medians is the result, and the smallest and largest ratio of a round are its spread.
+Machines and moments differ; the ratio of two things measured right after one another, in one process,
+differs least. So the median of the rounds' ratios is the result, and the smallest and the largest are
+its spread: a machine that slows down half-way through a row changes none of them.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """What a row gave: rates in units a second, ratios project : rival (more is better)."""
+    """What a row gave: median rates in units a second; ratios project : rival of the rounds (more is better)."""
 
     name: str
     units: int
@@ -88,7 +89,15 @@ def measure(row: Row, rounds: int = 7) -> Result:
     rival = row.units / statistics.median(theirs for _, theirs in seconds)
     ratios = [theirs / mine for mine, theirs in seconds]
     return Result(
-        row.name, row.units, project, rival, project / rival, min(ratios), max(ratios), row.required, seconds
+        row.name,
+        row.units,
+        project,
+        rival,
+        statistics.median(ratios),
+        min(ratios),
+        max(ratios),
+        row.required,
+        seconds,
     )
 
 
