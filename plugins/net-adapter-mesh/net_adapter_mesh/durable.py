@@ -34,11 +34,12 @@ __all__ = ["SqliteStore"]
 
 _SYNC: Final = {"batch": "FULL", "interval": "NORMAL", "never": "NORMAL"}
 """Never OFF: a checkpoint that syncs nothing can leave a log that is no database after a crash."""
-_PAGE_BYTES: Final = 32 << 10
-"""Of a new log. Twice as many cost a batch of 100 KiB a tenth less, and a single event a third more."""
-_PAGES: Final = 2000  # at which SQLite checkpoints of its own accord
-_PAGES_WITH_KEEPER: Final = 16_384
-_HOT_PAGES: Final = 32  # kept by each connection: more than that of a writer do not stay in a core's cache
+_PAGE_BYTES: Final = {"batch": 32 << 10, "interval": 64 << 10, "never": 64 << 10}
+"""Of a new log. The larger ones cost a batch of 100 KiB a tenth less, and a single event a third more,
+which is written in whole pages; where each commit is synced too, that is not worth it."""
+_WAL_BYTES: Final = {"batch": 64 << 20, "interval": 512 << 20, "never": 512 << 20}
+"""At which SQLite checkpoints of its own accord; without "batch" the keeper does so long before."""
+_HOT_KIB: Final = 1024  # of pages kept by each connection: more of a writer's do not stay in a core's cache
 _PART_BYTES: Final = 1 << 20
 _SLOW_S: Final = 0.01  # for the event loop
 _SLOW_IO_S: Final = 0.05  # most of what the I/O thread waits there is for the interpreter lock
@@ -126,13 +127,15 @@ class SqliteStore:
         connection = sqlite3.connect(
             self._directory / "mesh.sqlite3", timeout=timeout, isolation_level=None, check_same_thread=False
         )
-        if checkpoint_pages is None:
-            checkpoint_pages = _PAGES if self._config.fsync == "batch" else _PAGES_WITH_KEEPER
+        fsync = self._config.fsync
         try:
-            connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")
-            connection.execute(f"PRAGMA cache_size={_HOT_PAGES}")
+            connection.execute(f"PRAGMA page_size={_PAGE_BYTES[fsync]}")
+            connection.execute(f"PRAGMA cache_size=-{_HOT_KIB}")
             connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute(f"PRAGMA synchronous={_SYNC[self._config.fsync]}")
+            connection.execute(f"PRAGMA synchronous={_SYNC[fsync]}")
+            if checkpoint_pages is None:
+                [page_bytes] = connection.execute("PRAGMA page_size").fetchone()
+                checkpoint_pages = _WAL_BYTES[fsync] // page_bytes
             connection.execute(f"PRAGMA wal_autocheckpoint={checkpoint_pages}")
         except BaseException:
             connection.close()

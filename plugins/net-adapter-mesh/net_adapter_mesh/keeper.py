@@ -15,7 +15,7 @@ from net_adapter_mesh.reserving import reserve
 __all__ = ["Keeper"]
 
 _CHECKPOINT_BYTES: Final = 256 << 20
-_COMMIT_BYTES: Final = 64 << 10
+_COMMIT_BYTES: Final = 128 << 10
 """What a commit writes beside bodies: two pages."""
 _AHEAD: Final = 64 << 20
 _QUIET_S: Final = 1.0

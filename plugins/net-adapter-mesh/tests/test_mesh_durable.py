@@ -151,6 +151,20 @@ async def test_durable_log_is_emptied_under_small_commits_without_a_pause(tmp_pa
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(("made", "then"), [("batch", "interval"), ("interval", "batch"), ("never", "batch")])
+async def test_durable_log_opened_with_another_fsync_keeps_its_pages_and_goes_on(tmp_path, made, then):
+    """A log's pages are as large as its first `fsync` wanted them; another one works with them."""
+    for number, fsync in enumerate([made, then, made]):
+        adapter = MeshAdapter(MeshConfig(log=str(tmp_path), fsync=fsync))
+        await adapter.open(adapter_context())
+        await adapter.append(batch_of(number, b"%d" % number))
+        assert await stored(adapter) == [b"0", b"1", b"2"][: number + 1]
+        await adapter.close()
+        with contextlib.closing(sqlite3.connect(tmp_path / "mesh.sqlite3")) as log:
+            assert log.execute("PRAGMA page_size").fetchone() == (32_768 if made == "batch" else 65_536,)
+
+
+@pytest.mark.anyio
 async def test_durable_log_in_use_is_refused(tmp_path):
     """Two nodes cannot share a directory."""
     one = MeshAdapter(MeshConfig(log=str(tmp_path)))

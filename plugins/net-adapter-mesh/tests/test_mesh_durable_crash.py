@@ -159,7 +159,7 @@ async def test_durable_log_that_cannot_be_read_fails_reads_and_not_the_node(tmp_
 
 
 def _garble(kept, path):
-    """Write over all but the first bytes; the first page of 32 KiB holds the schema."""
+    """Write over all but the first bytes; the first page of the log, 32 KiB here, holds the schema."""
     content = path.read_bytes()
     path.write_bytes(content[:kept] + b"garbage!" * ((len(content) - kept) // 8))
 
