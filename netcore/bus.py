@@ -13,6 +13,7 @@ from netcore.consume.poller import Poller
 from netcore.consume.request import ConsumeRequest, ConsumeResponse
 from netcore.consume.subscription import Subscription
 from netcore.contracts.adapter import Health
+from netcore.contracts.answers import ask
 from netcore.contracts.filters import EventFilter
 from netcore.contracts.policies import BackpressurePolicy, ScalingDecision
 from netcore.engine import Engine
@@ -92,7 +93,7 @@ class EventBus(Producer):
         """Build a bus and connect its adapter; `await bus.shutdown()` must follow.
 
         Raises:
-            AdapterError: the adapter could not be opened; nothing is left behind.
+            AdapterError: the adapter could not be opened, or its `open` is not async; nothing is left behind.
             ConfigError, PluginError: as the constructor.
         """
         bus = cls(config, plugins=plugins)
@@ -273,7 +274,9 @@ class EventBus(Producer):
                 return Health(ok=False, reason=f"shard {shard.id}: {shard.last_error}")
         engine = self._engine
         try:
-            return await engine.runtime.bounded(engine.adapter.health, engine.timeout_s, "netcore health")
+            call = functools.partial(ask, engine.adapter, "health")
+            health: Health = await engine.runtime.bounded(call, engine.timeout_s, "netcore health")
+            return health
         except CallTimeoutError as error:
             return Health(ok=False, reason=f"the adapter's health gave {error}")
         except Exception as error:

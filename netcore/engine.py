@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from netcore.config import EventBusConfig
 from netcore.contracts.adapter import Adapter, AdapterContext, Batch
+from netcore.contracts.answers import ask
 from netcore.dispatch.batcher import Batcher
 from netcore.dispatch.dead_letters import DeadLetterFile
 from netcore.dispatch.dispatcher import Dispatcher, DispatchEvents
@@ -110,9 +111,8 @@ class Engine:
             logger=logging.getLogger(f"netcore.adapter.{self.adapter.kind}"),
         )
         try:
-            await self.runtime.bounded(
-                functools.partial(self.adapter.open, context), self.timeout_s, "netcore open"
-            )
+            call = functools.partial(ask, self.adapter, "open", context)
+            await self.runtime.bounded(call, self.timeout_s, "netcore open")
         except BaseException as error:
             await self._release_adapter()
             if isinstance(error, CallTimeoutError):
@@ -124,7 +124,7 @@ class Engine:
 
     async def _release_adapter(self) -> None:
         """Close an adapter that did not open; its own complaint matters less than the first."""
-        closing = self.runtime.spawn(self.adapter.close, "netcore close")
+        closing = self.runtime.spawn(functools.partial(ask, self.adapter, "close"), "netcore close")
         if not await closing.join(GRACE_S):
             closing.cancel()
 
@@ -249,7 +249,7 @@ class Engine:
         self.stop_clock()
         for worker in self.workers.values():
             worker.cancel()
-        self.runtime.spawn(self.adapter.close, "netcore close")
+        self.runtime.spawn(functools.partial(ask, self.adapter, "close"), "netcore close")
 
     # -- what polls, flushes and adapters ask ----------------------------------------------------
 

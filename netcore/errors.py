@@ -134,7 +134,8 @@ class FatalAdapterError(AdapterError):
 class AdapterRefusedError(AdapterError):
     """The backend or account refuses (authentication, permission, wrong type of key, ...).
 
-    Somebody has to mend something; the message says what. Nothing is dead-lettered for it.
+    Somebody has to mend something; the message says what. Nothing is dead-lettered for it. Also where
+    the adapter's own code is at fault: a call is not async, or its answer has the wrong shape.
     """
 
 

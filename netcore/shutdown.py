@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Final
 
 from netcore.contracts.adapter import Adapter, unreplicated
+from netcore.contracts.answers import ask
 from netcore.engine import Engine
 from netcore.lifecycle import State
 from netcore.runtime import Task
@@ -73,8 +75,8 @@ async def shut_down(
     await stop_reading()
     stuck = await _drain(engine, deadline)
     errors: list[Exception] = []
-    for name, call in (("flush", engine.adapter.flush), ("close", engine.adapter.close)):
-        if error := await _finish(engine, name, call, deadline):
+    for name in ("flush", "close"):
+        if error := await _finish(engine, name, deadline):
             errors.append(error)
     engine.stop_clock()
     seconds = time.monotonic() - started
@@ -110,12 +112,10 @@ async def _drain(engine: Engine, deadline: Deadline) -> tuple[int, ...]:
     return tuple(sorted(stuck))
 
 
-async def _finish(
-    engine: Engine, name: str, call: Callable[[], Coroutine[Any, Any, None]], deadline: Deadline
-) -> Exception | None:
+async def _finish(engine: Engine, name: str, deadline: Deadline) -> Exception | None:
     """Make a last call to the adapter; return what went wrong."""
     began = time.monotonic()
-    task = engine.runtime.spawn(call, f"netcore {name}")
+    task = engine.runtime.spawn(partial(ask, engine.adapter, name), f"netcore {name}")
     # A moment even when time is up: most backends need no more to say goodbye.
     if not await deadline.join(task, at_least=OVERTIME_S / 4):
         task.cancel()

@@ -9,6 +9,7 @@ from typing import Any
 from netcore.consume.cursor import NO_KEY, Cursor, Entry
 from netcore.consume.reader import Call, Reader, describe
 from netcore.contracts.adapter import ReadRequest, ShardPage, Stream
+from netcore.contracts.answers import FaultyAdapterError, ask, identity_of
 from netcore.errors import AdapterError, CursorError, TransientAdapterError
 
 __all__ = ["Chains"]
@@ -33,22 +34,25 @@ class Chains:
         """Pin every stream as `start` says.
 
         Raises:
-            AdapterError: a stream could not be pinned; nothing was begun.
+            AdapterError: a stream could not be pinned; nothing was begun. `AdapterRefusedError` where
+                the adapter is at fault: trying again does not help.
         """
         # Drawn before the streams are listed: whatever is not in that list is newer than this.
         since = self._tick() if start == "tail" else 0
         try:
             _, streams = await self._reader.listing()
+        except FaultyAdapterError:
+            raise
         except AdapterError as error:
             raise TransientAdapterError(f"cannot begin a chain of polls: {describe(error)}") from error
         calls: list[Call]
         if isinstance(start, int):
-            calls = [partial(self._adapter.seek, stream, start) for stream in streams]
+            calls = [partial(ask, self._adapter, "seek", stream, start) for stream in streams]
         else:
-            calls = [partial(self._adapter.bounds, stream) for stream in streams]
+            calls = [partial(ask, self._adapter, "bounds", stream) for stream in streams]
         entries: dict[Stream, Entry] = {}
         for stream, answer in zip(streams, await self._reader.gather(calls), strict=True):
-            if isinstance(answer, CursorError):
+            if isinstance(answer, CursorError | FaultyAdapterError):
                 raise answer
             if isinstance(answer, Exception):
                 raise TransientAdapterError(
@@ -56,7 +60,7 @@ class Chains:
                 ) from answer
             position = answer if isinstance(start, int) else answer[start == "tail"]
             entries[stream] = (position, NO_KEY)
-        return Cursor(self._adapter.identity(), start, since, entries)
+        return Cursor(identity_of(self._adapter), start, since, entries)
 
     async def look(
         self, openings: Sequence[ReadRequest]
@@ -108,14 +112,14 @@ class Chains:
             return [None] * len(fresh)  # it may be old, and this chain wants all of it
         # Not simply the beginning: what a new stream has lost to retention already is a gap.
         since = cursor.start if isinstance(cursor.start, int) else cursor.since
-        enter = self._adapter.enter
-        calls = {stream: partial(enter, stream, since) for stream in fresh}
+        calls = {stream: partial(ask, self._adapter, "enter", stream, since) for stream in fresh}
         return await self._reader.guarded(calls, may_suspend=True)
 
     async def _retire(self, cursor: Cursor, streams: Sequence[Stream]) -> Cursor:
         unlisted = cursor.entries.keys() - set(streams)
-        call = partial(self._adapter.retired, sorted(unlisted))
+        call = partial(ask, self._adapter, "retired", sorted(unlisted))
         (answer,) = await self._reader.guarded({"retired": call}, may_suspend=True)
-        if isinstance(answer, Exception) or not answer:
+        if isinstance(answer, Exception):
+            self._reader.complain(answer)
             return cursor  # no harm in keeping an entry
-        return cursor.without(set(answer) & unlisted)
+        return cursor.without(answer & unlisted)

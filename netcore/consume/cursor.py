@@ -17,8 +17,9 @@ from typing import Final, TypeAlias
 import msgspec
 import xxhash
 
-from netcore.consume.request import MAX_SHARD, start_ns
+from netcore.consume.request import start_ns
 from netcore.contracts.adapter import Stream
+from netcore.contracts.answers import MAX_SHARD
 from netcore.errors import ConfigError, CursorError
 from netcore.events import StoredEvent
 

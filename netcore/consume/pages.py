@@ -14,6 +14,7 @@ from netcore.consume.cursor import Cursor
 from netcore.consume.merger import ANY_KEY, Cut, Merger, Run
 from netcore.consume.reader import Reader
 from netcore.contracts.adapter import ReadRequest, ShardPage, Stream
+from netcore.contracts.answers import ask
 from netcore.errors import FilterError, describe
 from netcore.events import StoredEvent
 
@@ -246,10 +247,13 @@ class Collector:
             pages |= {asked.stream: page for asked, page in zip(requests, answers, strict=True)}
         for run in runs:
             page = pages[run.stream]
-            if isinstance(page, ShardPage):
-                run.feed(page, self._floor)
-            else:
+            if not isinstance(page, ShardPage):
                 run.fail(page)
+                continue
+            try:
+                run.feed(page, self._floor)
+            except (AttributeError, TypeError) as error:  # an event that is none; the run is as before
+                run.fail(self._reader.misread(error))
 
     async def _finish(self) -> None:
         for run in self.runs:
@@ -263,7 +267,7 @@ class Collector:
         The page told only their number as a whole; a page that ends where the cut is tells the
         part. Rare, and a lower bound is allowed, so whatever goes wrong here is let be.
         """
-        call = partial(self._reader.adapter.read, run.stream, after, length, self._snapshot)
+        call = partial(ask, self._reader.adapter, "read", run.stream, after, length, self._snapshot)
         (page,) = await self._reader.gather([call])
         if isinstance(page, ShardPage) and page.events and page.events[-1].id == run.position:
             run.undecodable += page.undecodable

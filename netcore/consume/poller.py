@@ -24,6 +24,7 @@ from netcore.consume.request import ConsumeRequest, ConsumeResponse
 from netcore.consume.subscription import Subscription
 from netcore.consume.waiting import Patience, Waiting
 from netcore.contracts.adapter import Adapter, ReadRequest, Stream
+from netcore.contracts.answers import FaultyAdapterError, identity_of
 from netcore.contracts.filters import EventFilter
 from netcore.errors import AdapterError, ClosedError, ConfigError, TransientAdapterError
 from netcore.events import StoredEvent
@@ -176,7 +177,7 @@ class Poller:
             return await self._chains.begin(request.start)
         known = self._cursors.get(request.cursor)
         if known is None:
-            known = decode_cursor(request.cursor, self._adapter.identity())
+            known = decode_cursor(request.cursor, identity_of(self._adapter))
             self._remember(known)
         return known
 
@@ -270,6 +271,8 @@ class Poller:
         named = [stream for stream in attempt.chain.entries if _wanted(request, stream)]
         if not named and request.shards is not None:
             named = [Stream(shard) for shard in request.shards]
+        if not named and isinstance(error, FaultyAdapterError):
+            raise error
         if not named:
             raise TransientAdapterError(f"cannot list the streams: {text}; try again") from error
         attempt.failed = dict.fromkeys(named, text)

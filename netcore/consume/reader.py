@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 from netcore.contracts.adapter import Adapter, ReadRequest, ShardPage, Stream
+from netcore.contracts.answers import FaultyAdapterError, ask
 from netcore.errors import AdapterError, CursorError, TransientAdapterError, message_of
 from netcore.runtime import Runtime, Signal, Task
 
@@ -79,6 +80,7 @@ class Reader:
         self._alone_until = 0.0
         self._suspects: dict[Stream | str, _Suspect] = {}
         self._strays: set[Task] = set()
+        self._complained: set[str] = set()
         self._closed = False
 
     def suspect(self, key: Stream | str) -> Exception | None:
@@ -170,7 +172,7 @@ class Reader:
             CursorError: a position is none of this store.
         """
         half = self._timeout if self._inline else self._timeout / 2
-        (answer,) = await self.gather([partial(self.adapter.read_listed, requests)], half)
+        (answer,) = await self.gather([partial(ask, self.adapter, "read_listed", requests)], half)
         if isinstance(answer, HungError):
             self._alone_until = self._runtime.now() + _ALONE_FACTOR * self._timeout
         if isinstance(answer, AdapterError | CursorError):
@@ -178,24 +180,15 @@ class Reader:
         if isinstance(answer, Exception):
             _log.warning("reading the streams of %s failed", self.adapter.kind, exc_info=answer)
             raise TransientAdapterError(describe(answer)) from answer
-        try:
-            pages, streams = answer
-            sound = isinstance(pages, list) and len(pages) == len(requests)
-        except (TypeError, ValueError):
-            sound = False
-        if not sound:
-            raise TransientAdapterError(
-                f"{self.adapter.kind}: read_listed must return {len(requests)} pages and a list of streams, "
-                f"not {answer!r:.80}"
-            )
+        pages, streams = answer
         for page in pages:
             if isinstance(page, CursorError):
                 raise page
-        return [_checked(page, self.adapter.kind) for page in pages], list(streams)
+        return pages, streams
 
     async def _listing(self) -> tuple[object, list[Stream]]:
-        snapshot = await self.adapter.snapshot()
-        return snapshot, list(await self.adapter.streams())
+        snapshot = await ask(self.adapter, "snapshot")
+        return snapshot, await ask(self.adapter, "streams")
 
     async def read(self, requests: Sequence[ReadRequest], snapshot: object) -> list[ShardPage | Exception]:
         """Read several streams of which none is a suspect.
@@ -212,15 +205,14 @@ class Reader:
             if isinstance(answer, CursorError):
                 raise answer
             if isinstance(answer, HungError):
-                self._accuse(
-                    request.stream, partial(self.adapter.read, request.stream, request.after, 1), answer
-                )
+                probe = partial(ask, self.adapter, "read", request.stream, request.after, 1)
+                self._accuse(request.stream, probe, answer)
         return answers
 
     async def _read_together(self, requests: Sequence[ReadRequest], snapshot: object) -> list[Any]:
         """One `read_many`; if that hangs, one `read` a stream, which tells which of them hangs."""
         half = self._timeout if self._inline else self._timeout / 2
-        (answer,) = await self.gather([partial(self.adapter.read_many, requests, snapshot)], half)
+        (answer,) = await self.gather([partial(ask, self.adapter, "read_many", requests, snapshot)], half)
         if isinstance(answer, HungError):
             answers = await self._read_alone(requests, snapshot, half)
             if not any(isinstance(page, HungError) for page in answers):
@@ -231,19 +223,31 @@ class Reader:
             raise answer
         if isinstance(answer, Exception):
             return [answer] * len(requests)
-        if not isinstance(answer, list) or len(answer) != len(requests):
-            wrong = TransientAdapterError(
-                f"{self.adapter.kind}: read_many must return a list of {len(requests)} pages, not {answer!r:.80}"
-            )
-            return [wrong] * len(requests)
-        return [_checked(page, self.adapter.kind) for page in answer]
+        pages: list[Any] = answer
+        return pages
 
     async def _read_alone(
         self, requests: Sequence[ReadRequest], snapshot: object, timeout: float
     ) -> list[Any]:
-        read = self.adapter.read
+        read = partial(ask, self.adapter, "read")
         calls = [partial(read, each.stream, each.after, each.limit, snapshot) for each in requests]
-        return [_checked(page, self.adapter.kind) for page in await self.gather(calls, timeout)]
+        return await self.gather(calls, timeout)
+
+    def misread(self, error: Exception) -> FaultyAdapterError:
+        """Word what the merger met in the middle of a page: an event that is none."""
+        method = "read_many" if self._many else "read"
+        text = f"must return StoredEvents with an int as ts in its pages: {describe(error)}"
+        wrong = FaultyAdapterError(self.adapter, method, text)
+        wrong.__cause__ = error
+        return wrong
+
+    def complain(self, error: Exception) -> None:
+        """Log, once a call, that the adapter is at fault where a poll goes on without the answer."""
+        if isinstance(error, FaultyAdapterError) and error.method not in self._complained:
+            self._complained.add(error.method)
+            _log.error("%s; polls do without it; logged once", error)
+        else:
+            _log.debug("%s: %s", self.adapter.kind, describe(error))
 
     def _accuse(self, key: Stream | str, call: Call, error: HungError) -> None:
         """Report the stream (or fail the named call) at once from now on, and probe it."""
@@ -345,12 +349,6 @@ async def end_tasks(runtime: Runtime, tasks: Sequence[Task], grace_s: float) -> 
 
 def _starved(timeout: float) -> Exception:
     return TransientAdapterError(f"not asked: other streams took the whole {timeout:g} s")
-
-
-def _checked(page: Any, kind: str) -> Any:
-    if isinstance(page, ShardPage | Exception):
-        return page
-    return TransientAdapterError(f"{kind}: read must return a ShardPage, not {page!r:.80}")
 
 
 def _prefers(cls: type[Adapter[Any]], name: str, others: set[str]) -> bool:

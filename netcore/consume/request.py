@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from netcore.contracts.adapter import Gap
+from netcore.contracts.answers import MAX_SHARD
 from netcore.contracts.filters import EventFilter
 from netcore.errors import ConfigError
 from netcore.events import StoredEvent
@@ -14,7 +15,6 @@ from netcore.events import StoredEvent
 __all__ = ["ConsumeRequest", "ConsumeResponse"]
 
 MAX_LIMIT: Final = 100_000
-MAX_SHARD: Final = 65_535
 MAX_TIME: Final = 1 << 62
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
 
-from netcore.consume.reader import Reader, describe, end_tasks
+from netcore.consume.reader import Reader, end_tasks
 from netcore.contracts.adapter import Stream
+from netcore.contracts.answers import ask
 from netcore.errors import ClosedError
 from netcore.runtime import Progress, Runtime, Signal, Task
 
@@ -20,7 +20,6 @@ _MAX_STRAYS: Final = 64
 _GRACE_S: Final = 0.05
 _CALM_S: Final = 0.5
 _TURN_S: Final = 0.001
-_log = logging.getLogger("netcore.consume")
 
 
 class Patience:
@@ -154,7 +153,7 @@ class Waiting:
         self.check_open()
 
     async def _tails(self, streams: Sequence[Stream], left: float) -> dict[Stream, str | None]:
-        calls = [partial(self._adapter.bounds, stream) for stream in streams]
+        calls = [partial(ask, self._adapter, "bounds", stream) for stream in streams]
         answers = await self._reader.gather(calls, left)
         return {
             stream: None if isinstance(answer, Exception) else answer[1]
@@ -167,9 +166,9 @@ class Waiting:
 
         async def call() -> None:
             try:
-                await self._adapter.wait(positions, left)
+                await ask(self._adapter, "wait", positions, left)
             except Exception as error:
-                _log.debug("%s: wait failed: %s", self._adapter.kind, describe(error))
+                self._reader.complain(error)
             finally:
                 signal.set()
 

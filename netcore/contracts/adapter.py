@@ -16,7 +16,8 @@ Errors that any call may raise, and nothing else on purpose:
 - `CursorError` (only calls that take a position): it cannot be a position of this store.
 
 Driver exceptions stop here: map them with `raise ... from error`. Any other exception is treated
-as transient and reported with its traceback. Cancellation always propagates.
+as transient and reported with its traceback; a call that is not async, or answers in another shape,
+as `AdapterRefusedError`, which names it. Cancellation always propagates.
 
 Concurrency: all calls come from the bus's event loop. `append`s of different shards overlap, and
 so do reads with everything; `append`s of one shard never overlap, except that an attempt which
@@ -26,6 +27,7 @@ timed out may still be under way in the backend when its retry comes.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,6 +37,7 @@ import msgspec
 
 from netcore.config import AdapterConfig
 from netcore.contracts.batch import Batch
+from netcore.errors import TransientAdapterError
 from netcore.events import StoredEvent
 
 __all__ = [
@@ -263,7 +266,11 @@ class Adapter(ABC, Generic[ConfigT]):
         The result matches `requests` one to one. A stream that cannot be read has its exception
         there; the call as a whole raises only when nothing could be read. The bus uses whichever
         of `read` and `read_many` the more derived class defines.
+
+        The default makes the `read`s side by side, 64 at once; in turn where they never suspend (`inline`).
         """
+        if not self.capabilities.inline and len(requests) > 1:
+            return await self._read_side_by_side(requests, snapshot)
         pages: list[ShardPage | Exception] = []
         for request in requests:
             try:
@@ -271,6 +278,31 @@ class Adapter(ABC, Generic[ConfigT]):
             except Exception as error:
                 pages.append(error)
         return pages
+
+    async def _read_side_by_side(
+        self, requests: Sequence[ReadRequest], snapshot: object
+    ) -> list[ShardPage | Exception]:
+        import anyio  # takes a while, and only defaults need it
+
+        pages: dict[int, ShardPage | Exception] = {}
+        todo = enumerate(requests)
+        cancelled = anyio.get_cancelled_exc_class()
+
+        async def work() -> None:
+            for index, each in todo:  # whoever is free takes the next
+                try:
+                    pages[index] = await self.read(each.stream, each.after, each.limit, snapshot)
+                except Exception as error:
+                    pages[index] = error
+                except cancelled:
+                    if anyio.current_effective_deadline() == -math.inf:
+                        raise  # all of this is cancelled; else the driver cancelled that read alone
+                    pages[index] = TransientAdapterError("the read cancelled itself; try again")
+
+        async with anyio.create_task_group() as group:
+            for _ in range(min(64, len(requests))):
+                group.start_soon(work)
+        return [pages[index] for index in range(len(requests))]
 
     async def read_listed(
         self, requests: Sequence[ReadRequest]

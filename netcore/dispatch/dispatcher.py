@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from types import CoroutineType
 from typing import Any, Final
 
 import msgspec
 
 from netcore.contracts.adapter import Adapter, Batch
+from netcore.contracts.answers import awaitable
 from netcore.dispatch.batcher import Batcher
 from netcore.errors import AdapterRefusedError, FatalAdapterError, TransientAdapterError, describe
 from netcore.events import IndexedEvent
@@ -127,7 +129,10 @@ class Dispatcher:
         while not self._shard.given_up:
             try:
                 self._shard.attempt_started = time.monotonic()
-                await self._runtime.within(self._adapter.append(batch), self._timeout_s)
+                call: Awaitable[None] = self._adapter.append(batch)
+                if type(call) is not CoroutineType:
+                    call = awaitable(self._adapter, "append", call)
+                await self._runtime.within(call, self._timeout_s)
             except FatalAdapterError as error:
                 await self._bisect(batch, error)
                 return

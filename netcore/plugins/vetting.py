@@ -122,6 +122,7 @@ def _check_offer(group: Group, item: object) -> str:
     if group is ADAPTERS:
         _check_config(item, name, shown)
         _check_capabilities(item, shown)
+        _check_calls(item, shown)
     return name
 
 
@@ -158,6 +159,25 @@ def _check_config(item: type, kind: str, shown: str) -> None:
             f"{shown} has the kind {kind!r}, but its Config the tag {config.__struct_config__.tag!r}: "
             f'write class {config.__name__}(netcore.AdapterConfig, frozen=True, tag="{kind}")'
         )
+
+
+def _check_calls(item: type, shown: str) -> None:
+    """Refuse what can be right in no way; whether a plain function returns an awaitable, its call tells."""
+    from netcore.contracts.answers import ASYNC_CALLS
+
+    for name in ASYNC_CALLS:
+        call = getattr(item, name)
+        if not callable(call) and not hasattr(call, "__get__"):
+            raise PluginError(f"{shown}: {name} must be a method, made with `async def`, not {call!r:.80}")
+        code = getattr(call, "__code__", None)
+        awaitable = code is not None and code.co_flags & inspect.CO_ITERABLE_COROUTINE  # types.coroutine
+        if inspect.isasyncgenfunction(call) or (inspect.isgeneratorfunction(call) and not awaitable):
+            raise PluginError(
+                f"{shown}: {name} is a generator, but it is awaited: make it `async def` without `yield`"
+            )
+    for name in ("identity", "stats"):
+        if inspect.iscoroutinefunction(getattr(item, name)):
+            raise PluginError(f"{shown}: {name} is async, but it is called and not awaited: use a plain def")
 
 
 def _check_capabilities(item: type, shown: str) -> None:

@@ -15,6 +15,7 @@ import anyio.lowlevel
 import pytest
 
 from netcore.contracts.adapter import Adapter, AdapterContext, Batch, Gap, Stream
+from netcore.contracts.answers import ask
 from netcore.events import StoredEvent
 
 __all__ = [
@@ -238,13 +239,13 @@ class ContractBase:
             adapter = make_adapter(**overrides)
             opened.append(adapter)
             with anyio.fail_after(_CALL_S):
-                await adapter.open(adapter_context())
+                await ask(adapter, "open", adapter_context())
             return adapter
 
         yield open_one
         for adapter in reversed(opened):
             with anyio.fail_after(_CALL_S):
-                await adapter.close()
+                await ask(adapter, "close")
 
     @pytest.fixture
     async def adapter(self, open_adapter: OpenAdapter) -> AnyAdapter:
