@@ -56,7 +56,7 @@ async def test_bounds_of_the_wrong_shape_are_named_and_begin_no_chain(
         expected = rf"{make.__name__}\.bounds must return two positions .*, not {re.escape(repr(answer))}$"
         with pytest.raises(AdapterRefusedError, match=expected):
             await bench.poll(start=start)
-        del store.bounds  # type: ignore[method-assign]
+        del store.bounds
         assert await stamps(bench) == [1, 2]
 
 
@@ -79,7 +79,7 @@ async def test_streams_of_the_wrong_shape_are_named_and_move_no_cursor(
         failed = await bench.poll(cursor=first.cursor)
         assert (failed.events, failed.cursor, list(failed.failed_shards)) == ([], first.cursor, [0])
         assert f"{make.__name__}.streams must return" in failed.failed_shards[0]
-        del store.streams  # type: ignore[method-assign]
+        del store.streams
         assert await stamps(bench, cursor=first.cursor) == [2]
 
 
@@ -187,7 +187,7 @@ async def test_seek_and_enter_of_the_wrong_shape_are_named(anyio_backend: str, a
         answers(store, "enter", answer)
         failed = await bench.poll(cursor=first.cursor)
         assert "Store.enter must return a position" in failed.failed_shards[1]
-        del store.enter  # type: ignore[method-assign]
+        del store.enter
         assert await stamps(bench, cursor=failed.cursor) == [2]
 
 
