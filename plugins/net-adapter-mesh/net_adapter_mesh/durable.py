@@ -43,7 +43,7 @@ _HOT_KIB: Final = 1024  # of pages kept by each connection: more of a writer's d
 _PART_BYTES: Final = 1 << 20
 _SLOW_S: Final = 0.01  # for the event loop
 _SLOW_IO_S: Final = 0.05  # most of what the I/O thread waits there is for the interpreter lock
-_CACHE_BYTES: Final = 64 << 20
+_CACHE_BYTES: Final = 16 << 20  # twice the default credit of a link
 _GROUP: Final = 512
 _GROUP_BYTES: Final = 8 << 20
 _RETRY_S: Final = 0.2
@@ -263,7 +263,7 @@ class SqliteStore:
         return found[0] if found else None
 
     def cached(self, entry: Entry) -> None:
-        """Keep the bodies of the newest 64 MiB in memory, let go of older ones."""
+        """Keep the bodies of the newest 16 MiB in memory, let go of older ones."""
         if not entry.body:
             return
         with self._cache_lock:
