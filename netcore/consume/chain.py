@@ -20,7 +20,7 @@ class Chains:
 
     Args:
         reader: bounded calls of the adapter.
-        tick: draws the bus's clock.
+        tick: draws the bus's clock, brought up to the wall clock.
     """
 
     __slots__ = ("_adapter", "_reader", "_tick")
@@ -37,7 +37,8 @@ class Chains:
             AdapterError: a stream could not be pinned; nothing was begun. `AdapterRefusedError` where
                 the adapter is at fault: trying again does not help.
         """
-        # Drawn before the streams are listed: whatever is not in that list is newer than this.
+        # Drawn before the streams are listed: whatever is not in that list is newer than this. And at
+        # the wall clock: by what this lagged, history that is heard of later would count as new.
         since = self._tick() if start == "tail" else 0
         try:
             _, streams = await self._reader.listing()

@@ -92,7 +92,7 @@ class Poller:
         self._causal_wait_s = causal_wait_s
         self._now = now
         self._reader = Reader(adapter, runtime, timeout_s)
-        self._chains = Chains(self._reader, lambda: clock.tick())
+        self._chains = Chains(self._reader, clock.tick_now)
         self._waiting = Waiting(self._reader, runtime, view.progress)
         self._cursors: dict[str, Cursor] = {}
         self._returned: Callable[[Mapping[str, int]], None] | None = getattr(adapter, "returned", None)

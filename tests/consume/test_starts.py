@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
+import time
 
 import anyio
 import pytest
@@ -10,6 +12,7 @@ from consume_lab import AsyncStore, Store, lab, names
 
 from netcore.contracts.adapter import Capabilities, Gap, Stream
 from netcore.errors import AdapterError, ConfigError, CursorError, TransientAdapterError
+from netcore.ingest.clock import REBASE_MARGIN_NS
 
 pytestmark = pytest.mark.anyio
 
@@ -126,6 +129,26 @@ async def test_late_streams_enter_at_tail_where_the_adapter_says_and_else_at_the
         assert all(before < ts < after for ts in since)
         page = await bench.poll(cursor=earliest.cursor)
         assert [event.ts for event in page.events] == [2, 3, 4, 5]
+
+
+async def test_tail_begins_at_the_wall_clock_though_the_bus_clock_lags(anyio_backend: str) -> None:
+    """Else history that is heard of later counts as new, as far back as the clock lagged."""
+    since: list[int] = []
+
+    class Late(Store):
+        async def enter(self, stream: Stream, since_: int) -> str | None:
+            since.append(since_)
+            return None
+
+    store = Late()
+    async with lab(store) as bench:
+        wall = time.time_ns()
+        bench.clock.counter = itertools.count(wall - 150_000_000)
+        tail = await bench.poll(start="tail")
+        store.put(0, 1)
+        await bench.poll(cursor=tail.cursor)
+    assert since
+    assert min(since) >= wall - REBASE_MARGIN_NS
 
 
 async def test_late_stream_that_cannot_be_entered_is_named_and_entered_later(anyio_backend: str) -> None:
